@@ -1,0 +1,81 @@
+# make demo    train on the embedded gallery and retrieve across modalities (a few minutes)
+# make test    everything that is checked before a change lands
+# make bench   measure against the published pipeline and print the table
+#
+# Each target sets itself up in $(VENV) first: Python with venv, a C++20 compiler and make are enough. To use an
+# environment that already has torch instead (no network needed): make test VENV= PYTHON=python3
+
+PYTHON      ?= python3
+VENV        ?= .venv
+CONSTRAINTS ?= constraints.txt
+JOBS        ?= $(shell nproc 2>/dev/null || echo 2)
+
+ifeq ($(VENV),)
+PY    := $(PYTHON)
+SETUP :=
+DEV   :=
+else
+PY    := $(VENV)/bin/python
+SETUP := $(VENV)/.setup
+DEV   := $(VENV)/.setup-dev
+export PATH := $(abspath $(VENV)/bin):$(PATH)
+endif
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+RUFF := $(PY) -m ruff
+
+.PHONY: demo test bench build lint unit smoke cpp wheel clean
+.DELETE_ON_ERROR:
+
+demo: build
+	$(PY) -m dmic demo
+
+test: export DMIC_WERROR = 1
+test: lint build unit cpp smoke
+	@echo "make test: all passed"
+
+bench: $(DEV) build
+	$(PY) -m benchmarks.bench_pseudo_labels
+
+# In place, so that a checkout is its own installation; prints what it builds and why.
+build: $(SETUP)
+	@mkdir -p build; $(PY) setup.py build_ext --inplace >build/build.log 2>&1 || { cat build/build.log; exit 1; }
+	@grep '^dmic:' build/build.log
+
+lint: $(DEV)
+	$(RUFF) check .
+	$(RUFF) format --check .
+
+unit: $(DEV) build
+	$(PY) -m pytest tests
+
+smoke: $(DEV) build
+	$(PY) -m benchmarks.bench_pseudo_labels --smoke
+	$(PY) -m pytest benchmarks --benchmark-disable
+
+# The torch-free half: kernels, emulator and C++ tests.
+cpp:
+	@if command -v cmake >/dev/null; then \
+	  cmake -S . -B build/cmake -DCMAKE_BUILD_TYPE=Release >build/cmake.log 2>&1 || { cat build/cmake.log; exit 1; }; \
+	  cmake --build build/cmake --parallel $(JOBS) >>build/cmake.log 2>&1 || { cat build/cmake.log; exit 1; }; \
+	  ctest --test-dir build/cmake --output-on-failure; \
+	else echo "make cpp: skipped, cmake was not found"; fi
+
+wheel: $(SETUP)
+	$(PY) -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"dmic needs Python 3.10 or later, this is {sys.version.split()[0]}"'
+	@$(PYTHON) -m venv $(VENV) || { echo "make: python3 -m venv failed; on Debian and Ubuntu: apt install python3-venv python3-dev g++"; exit 1; }
+
+$(VENV)/.setup: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "make: installing torch and torchvision into $(VENV), once; this downloads several GB and takes minutes"
+	$(PIP) -c $(CONSTRAINTS) "setuptools>=77" wheel ninja torch torchvision
+	$(PIP) -c $(CONSTRAINTS) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.setup-dev: $(VENV)/.setup
+	$(PIP) -c $(CONSTRAINTS) --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info dmic/*.so

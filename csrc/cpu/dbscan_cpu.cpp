@@ -1,0 +1,138 @@
+// Degrees, union-find over core pairs, labels. The larger root is always hooked under the smaller one, so a root is the
+// smallest core index of its cluster, whatever the order of the pairs.
+// Operations: three passes over the stored pairs. Scratch: 8 N bytes.
+#include "../ops/dbscan.h"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+#include <vector>
+
+#include "csr_builder.h"
+#include "parallel.h"
+
+namespace dmic {
+namespace {
+
+constexpr int64_t kRowsPerChunk = 4096;
+
+struct Distances {
+  const int64_t* row_ptr;
+  const int32_t* col_idx;
+  const float* values;
+  int64_t rows;
+  float eps;
+
+  template <class Visit>
+  void for_each_near(int64_t i, const Visit& visit) const {
+    for (int64_t t = row_ptr[i]; t < row_ptr[i + 1]; ++t)
+      if (values[t] <= eps) visit(col_idx[t]);
+  }
+};
+
+uint64_t mix(uint64_t x) {  // the finaliser of splitmix64
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+  return x ^ (x >> 31);
+}
+
+// Every pair and its mirror image cancel in a sum of hashes; one that stands alone leaves it different from zero, but
+// for one case in 2^64.
+void check_symmetric(const Distances& in) {
+  uint64_t balance = 0;
+  for (int64_t i = 0; i < in.rows; ++i)
+    for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) {
+      const int64_t j = in.col_idx[t];
+      if (i == j) continue;
+      const uint64_t pair = mix(static_cast<uint64_t>(std::min(i, j)) << 32 | static_cast<uint64_t>(std::max(i, j)));
+      const uint64_t hash = mix(pair ^ std::bit_cast<uint32_t>(in.values[t]));
+      balance += i < j ? hash : 0 - hash;
+    }
+  if (balance == 0) return;
+  for (int64_t i = 0; i < in.rows; ++i)
+    for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) {
+      const int64_t j = in.col_idx[t];
+      const int32_t* begin = in.col_idx + in.row_ptr[j];
+      const int32_t* end = in.col_idx + in.row_ptr[j + 1];
+      const int32_t* found = std::lower_bound(begin, end, static_cast<int32_t>(i));
+      DMIC_CHECK(found != end && *found == i, "dbscan: distance must be symmetric, got ", in.values[t], " at [", i, ", ", j,
+                 "] and nothing at [", j, ", ", i, "]");
+      const float other = in.values[found - in.col_idx];
+      DMIC_CHECK(std::bit_cast<uint32_t>(other) == std::bit_cast<uint32_t>(in.values[t]),
+                 "dbscan: distance must be symmetric, got ", in.values[t], " at [", i, ", ", j, "] and ", other, " at [", j,
+                 ", ", i, "]");
+    }
+}
+
+int32_t find_root(std::vector<int32_t>& parent, int32_t i) {
+  while (parent[i] != i) i = parent[i] = parent[parent[i]];  // path halving
+  return i;
+}
+
+std::tuple<Tensor, Tensor> dbscan_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& values_in,
+                                      double eps, int64_t min_samples) {
+  check_dbscan_args(row_ptr_in, col_idx_in, values_in, eps, min_samples);
+  const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
+  const Tensor values = torch::stable::contiguous(values_in);
+  const Distances in{row_ptr.const_data_ptr<int64_t>(), col_idx.const_data_ptr<int32_t>(), values.const_data_ptr<float>(),
+                     row_ptr.size(0) - 1, static_cast<float>(eps)};
+  check_csr_structure("dbscan", in.row_ptr, in.rows, in.col_idx, col_idx.size(0), in.rows);
+  for (int64_t t = 0; t < col_idx.size(0); ++t)
+    DMIC_CHECK(in.values[t] >= 0.0f, "dbscan: distances must not be negative or NaN, got ", in.values[t]);
+  check_symmetric(in);
+
+  Tensor labels_out = new_tensor(row_ptr_in, {in.rows}, ScalarType::Long);
+  Tensor core_out = new_tensor(row_ptr_in, {in.rows}, ScalarType::Bool);
+  int64_t* labels = labels_out.mutable_data_ptr<int64_t>();
+  bool* core = core_out.mutable_data_ptr<bool>();
+  Progress progress("dbscan", 3 * in.rows);
+
+  for_each_chunk(progress, in.rows, kRowsPerChunk, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t degree = 1;  // the sample itself, stored or not
+      in.for_each_near(i, [&](int32_t j) { degree += j != i; });
+      core[i] = degree >= min_samples;
+    }
+  });
+
+  std::vector<int32_t> parent(in.rows);
+  for (int64_t i = 0; i < in.rows; ++i) parent[i] = static_cast<int32_t>(i);
+  for (int64_t begin = 0; begin < in.rows && !progress.stopped(); begin += kRowsPerChunk) {
+    const int64_t end = std::min(in.rows, begin + kRowsPerChunk);
+    for (int64_t i = begin; i < end; ++i) {
+      if (!core[i]) continue;
+      in.for_each_near(i, [&](int32_t j) {
+        if (j >= i || !core[j]) return;
+        const int32_t p = find_root(parent, static_cast<int32_t>(i)), q = find_root(parent, j);
+        if (p != q) parent[std::max(p, q)] = std::min(p, q);
+      });
+    }
+    progress.add(end - begin);
+    progress.poll();
+  }
+
+  int64_t clusters = 0;
+  for (int64_t i = 0; i < in.rows; ++i) {  // a root comes before its members
+    labels[i] = kNoise;
+    if (!core[i]) continue;
+    const int32_t root = find_root(parent, static_cast<int32_t>(i));
+    labels[i] = root == i ? clusters++ : labels[root];
+  }
+  for_each_chunk(progress, in.rows, kRowsPerChunk, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (core[i]) continue;
+      int64_t label = std::numeric_limits<int64_t>::max();
+      in.for_each_near(i, [&](int32_t j) {
+        if (core[j]) label = std::min(label, labels[j]);
+      });
+      if (label != std::numeric_limits<int64_t>::max()) labels[i] = label;
+    }
+  });
+  progress.finish();
+  return {labels_out, core_out};
+}
+
+}  // namespace
+}  // namespace dmic
+
+STABLE_TORCH_LIBRARY_IMPL(dmic, CPU, m) { m.impl("dbscan", TORCH_BOX(&dmic::dbscan_cpu)); }

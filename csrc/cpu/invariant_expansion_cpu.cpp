@@ -1,0 +1,188 @@
+// One row at a time: integer sums in a dense accumulator, and a two-level bit set of the columns touched, which gives
+// them back in ascending order without a sort.
+// Operations: N k2 |S| integer multiply-adds and one division per stored value. Scratch: 8.3 N bytes per thread.
+#include "../ops/invariant_expansion.h"
+
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+#include "../canonical/fixed_point.h"
+#include "csr_builder.h"
+#include "parallel.h"
+
+namespace dmic {
+namespace {
+
+constexpr int64_t kRowsPerChunk = 32;
+
+// A set of columns that lists its members in ascending order and empties itself on the way.
+class ColumnSet {
+ public:
+  explicit ColumnSet(int64_t columns) : words_((columns + 63) / 64), summary_((words_.size() + 63) / 64) {}
+
+  void insert(int64_t column) {
+    words_[column / 64] |= 1ull << (column % 64);
+    summary_[column / 4096] |= 1ull << (column / 64 % 64);
+  }
+
+  template <class Visit>
+  void drain(const Visit& visit) {
+    for (size_t s = 0; s < summary_.size(); ++s) {
+      for (uint64_t outer = summary_[s]; outer; outer &= outer - 1) {
+        const int64_t word = static_cast<int64_t>(s) * 64 + std::countr_zero(outer);
+        for (uint64_t bits = words_[word]; bits; bits &= bits - 1) visit(word * 64 + std::countr_zero(bits));
+        words_[word] = 0;
+      }
+      summary_[s] = 0;
+    }
+  }
+
+ private:
+  std::vector<uint64_t> words_, summary_;
+};
+
+struct Expansion {
+  const int64_t* row_ptr;
+  const int32_t* col_idx;
+  const int32_t* values;
+  const int32_t* neighbor_idx;
+  const int64_t* camera_ids;    // null: one camera
+  const int64_t* modality_ids;  // null: one modality
+  int64_t rows, k1, k2;
+
+  int64_t camera(int32_t j) const { return camera_ids ? camera_ids[j] : 0; }
+  int64_t modality(int32_t j) const { return modality_ids ? modality_ids[j] : 0; }
+};
+
+struct Worker {
+  explicit Worker(int64_t rows) : sums(rows), touched(rows) {}
+  std::vector<uint64_t> sums;  // [rows], zero between rows
+  ColumnSet touched;
+  std::vector<int32_t> members;
+  std::vector<uint64_t> numerators;
+};
+
+// Numerators of the nested means over the members of row i that have an encoding; returns their sum.
+uint64_t weigh_members(const Expansion& in, int64_t i, Worker& worker) {
+  worker.members.clear();
+  for (int64_t t = 0; t < in.k2; ++t) {
+    const int32_t j = in.neighbor_idx[i * in.k1 + t];
+    if (in.row_ptr[j] < in.row_ptr[j + 1]) worker.members.push_back(j);
+  }
+  const auto& members = worker.members;
+  const size_t count = members.size();
+  worker.numerators.resize(count);
+  uint64_t total = 0, modalities = 0;
+  const auto first_with = [&](size_t t, auto same) {  // is t the first member of its kind?
+    for (size_t s = 0; s < t; ++s)
+      if (same(members[s], members[t])) return false;
+    return true;
+  };
+  const auto same_modality = [&](int32_t p, int32_t q) { return in.modality(p) == in.modality(q); };
+  const auto same_camera = [&](int32_t p, int32_t q) { return same_modality(p, q) && in.camera(p) == in.camera(q); };
+  std::vector<bool> opens_camera(count);
+  for (size_t t = 0; t < count; ++t) {
+    modalities += first_with(t, same_modality);
+    opens_camera[t] = first_with(t, same_camera);
+  }
+  for (size_t t = 0; t < count; ++t) {
+    uint64_t cameras = 0, alike = 0;
+    for (size_t s = 0; s < count; ++s) {
+      cameras += opens_camera[s] && same_modality(members[s], members[t]);
+      alike += same_camera(members[s], members[t]);
+    }
+    total += worker.numerators[t] = share_numerator(modalities, cameras, alike);
+  }
+  return total;
+}
+
+void expand_row(const Expansion& in, int64_t i, Worker& worker, CsrChunk<int32_t>& chunk) {
+  const uint64_t total = weigh_members(in, i, worker);
+  if (total == 0) {
+    chunk.lengths.push_back(0);
+    return;
+  }
+  for (size_t t = 0; t < worker.members.size(); ++t) {
+    const int32_t j = worker.members[t];
+    const uint64_t numerator = worker.numerators[t];
+    for (int64_t p = in.row_ptr[j]; p < in.row_ptr[j + 1]; ++p) {
+      worker.sums[in.col_idx[p]] += numerator * static_cast<uint64_t>(in.values[p]);
+      worker.touched.insert(in.col_idx[p]);
+    }
+  }
+  const double reciprocal = 1.0 / static_cast<double>(total);
+  const size_t first = chunk.cols.size();
+  int32_t rest = kOne, best = 0;
+  size_t best_at = first;
+  worker.touched.drain([&](int64_t column) {
+    const int32_t share = divide_share(worker.sums[column], total, reciprocal);
+    worker.sums[column] = 0;
+    if (share == 0) return;
+    if (share > best) {
+      best = share;
+      best_at = chunk.cols.size();
+    }
+    rest -= share;
+    chunk.cols.push_back(static_cast<int32_t>(column));
+    chunk.values.push_back(share);
+  });
+  chunk.values[best_at] += rest;
+  chunk.lengths.push_back(static_cast<int32_t>(chunk.cols.size() - first));
+}
+
+void check_not_negative(const char* name, const int64_t* ids, int64_t rows) {
+  for (int64_t i = 0; ids && i < rows; ++i)
+    DMIC_CHECK(ids[i] >= 0, "invariant_expansion: ", name, " must not be negative, got ", ids[i], " at sample ", i);
+}
+
+CsrTensors invariant_expansion_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& values_in,
+                                   const Tensor& neighbor_idx_in, int64_t k2, const std::optional<Tensor>& camera_ids_in,
+                                   const std::optional<Tensor>& modality_ids_in) {
+  check_invariant_expansion_args(row_ptr_in, col_idx_in, values_in, neighbor_idx_in, k2, camera_ids_in, modality_ids_in);
+  const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
+  const Tensor values = torch::stable::contiguous(values_in), neighbor_idx = torch::stable::contiguous(neighbor_idx_in);
+  std::optional<Tensor> camera_ids, modality_ids;
+  if (camera_ids_in) camera_ids = torch::stable::contiguous(*camera_ids_in);
+  if (modality_ids_in) modality_ids = torch::stable::contiguous(*modality_ids_in);
+  const Expansion in{row_ptr.const_data_ptr<int64_t>(),
+                     col_idx.const_data_ptr<int32_t>(),
+                     values.const_data_ptr<int32_t>(),
+                     neighbor_idx.const_data_ptr<int32_t>(),
+                     camera_ids ? camera_ids->const_data_ptr<int64_t>() : nullptr,
+                     modality_ids ? modality_ids->const_data_ptr<int64_t>() : nullptr,
+                     row_ptr.size(0) - 1,
+                     neighbor_idx.size(1),
+                     k2};
+  check_encoding("invariant_expansion", in.row_ptr, in.rows, in.col_idx, in.values, col_idx.size(0));
+  check_index_range("invariant_expansion", in.neighbor_idx, in.rows, in.k1);
+  check_not_negative("camera_ids", in.camera_ids, in.rows);
+  check_not_negative("modality_ids", in.modality_ids, in.rows);
+  if (k2 == 1 || in.rows == 0)  // outputs never alias inputs
+    return {torch::stable::clone(row_ptr), torch::stable::clone(col_idx), torch::stable::clone(values)};
+
+  Progress progress("invariant_expansion", in.rows);
+  std::vector<CsrChunk<int32_t>> chunks((in.rows + kRowsPerChunk - 1) / kRowsPerChunk);
+  std::vector<std::optional<Worker>> workers(num_workers(static_cast<int64_t>(chunks.size())));
+  for_each_chunk(progress, in.rows, kRowsPerChunk, [&](int64_t begin, int64_t end, int index) {
+    if (!workers[index]) workers[index].emplace(in.rows);
+    CsrChunk<int32_t> chunk;
+    for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
+      expand_row(in, i, *workers[index], chunk);
+      progress.poll();
+    }
+    chunk.cols.shrink_to_fit();
+    chunk.values.shrink_to_fit();
+    chunks[begin / kRowsPerChunk] = std::move(chunk);
+  });
+  progress.finish();
+  workers.clear();
+  return assemble_csr(row_ptr_in, in.rows, chunks, ScalarType::Int);
+}
+
+}  // namespace
+}  // namespace dmic
+
+STABLE_TORCH_LIBRARY_IMPL(dmic, CPU, m) {
+  m.impl("invariant_expansion", TORCH_BOX(&dmic::invariant_expansion_cpu));
+}

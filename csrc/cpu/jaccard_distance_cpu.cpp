@@ -1,0 +1,261 @@
+// A sparse join that emits only the pairs within max_distance, exactly.
+//
+// Row i scans the inverted lists of its columns by falling weight, and only rows j > i. What is left in row i after the
+// scanned columns bounds what any pair can still gain: once it is below the overlap that max_distance asks for, no new
+// candidate can qualify, and candidates that cannot reach it with what is left are dropped. As soon as summing the few
+// that remain over their whole rows is cheaper than scanning on, that is done. All integers: bounds need no slack.
+// Operations: list entries scanned (a tenth to all of sum over columns of list length^2 / 2) plus survivors x row length.
+// Scratch: 8 bytes per stored value (the inverted lists), 12 N bytes per thread, 8 bytes per emitted pair.
+#include "../ops/jaccard_distance.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "../canonical/jaccard.h"
+#include "csr_builder.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace dmic {
+namespace {
+
+constexpr int64_t kRowsPerChunk = 32;
+constexpr size_t kColumnsPerStep = 32;  // scanned between two looks at the candidates
+
+struct Entry {  // of an inverted list
+  int32_t row, value;
+};
+
+struct Encoding {
+  const int64_t* row_ptr;
+  const int32_t* col_idx;
+  const int32_t* values;
+  int64_t rows, nnz;
+};
+
+// The columns of the encoding, each a list of its rows in ascending order.
+class InvertedLists {
+ public:
+  InvertedLists(const Encoding& in, Progress& progress) : ptr_(in.rows + 1), entries_(new Entry[in.nnz]) {
+    // Workers own ranges of rows; offsets by (range, column) make the fill independent of the order of workers.
+    const int64_t ranges = std::min<int64_t>(num_workers(in.rows), 16);
+    std::vector<std::vector<int64_t>> next(ranges, std::vector<int64_t>(in.rows));
+    const auto for_each_stored = [&](const auto& visit) {
+      for_each_item(progress, ranges, [&](int64_t range, int) {
+        for (int64_t i = in.rows * range / ranges; i < in.rows * (range + 1) / ranges && !progress.stopped(); ++i) {
+          for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) visit(range, i, t);
+          progress.poll();
+        }
+      });
+    };
+    for_each_stored([&](int64_t range, int64_t, int64_t t) { ++next[range][in.col_idx[t]]; });
+    int64_t total = 0;
+    for (int64_t column = 0; column < in.rows; ++column) {
+      ptr_[column] = total;
+      for (auto& offsets : next) {
+        const int64_t count = offsets[column];
+        offsets[column] = total;
+        total += count;
+      }
+    }
+    ptr_[in.rows] = total;
+    for_each_stored([&](int64_t range, int64_t i, int64_t t) {
+      entries_[next[range][in.col_idx[t]]++] = {static_cast<int32_t>(i), in.values[t]};
+    });
+  }
+
+  int64_t length(int64_t column) const { return ptr_[column + 1] - ptr_[column]; }
+
+  // The entries of rows after i.
+  std::pair<const Entry*, const Entry*> after(int64_t column, int64_t i) const {
+    const Entry *begin = entries_.get() + ptr_[column], *end = entries_.get() + ptr_[column + 1];
+    return {std::upper_bound(begin, end, i, [](int64_t row, const Entry& entry) { return row < entry.row; }), end};
+  }
+
+ private:
+  std::vector<int64_t> ptr_;
+  std::unique_ptr<Entry[]> entries_;
+};
+
+struct Pairs {  // of a chunk of rows: partners j > i, ascending, with their overlaps
+  std::vector<int32_t> partners, overlaps, lengths;
+};
+
+struct Worker {
+  explicit Worker(int64_t rows) : overlap(rows), dense(rows), candidates(rows + 1) {}
+  std::vector<int32_t> overlap;     // [rows] of the candidates, zero between rows
+  std::vector<int32_t> dense;       // [rows] row i spread out, zero between rows
+  std::vector<int32_t> candidates;  // the first num_candidates; one more is room for a branch-free append
+  int64_t num_candidates = 0;
+  std::vector<std::pair<int32_t, int32_t>> columns;  // (-value, column)
+};
+
+// Adds a column to every row of its list; rows seen for the first time become candidates.
+void scan_and_append(const Entry* begin, const Entry* end, int32_t value, Worker& worker) {
+  int32_t* overlap = worker.overlap.data();
+  int32_t* candidates = worker.candidates.data();
+  int64_t count = worker.num_candidates;
+  for (const Entry* entry = begin; entry < end; ++entry) {
+    const int32_t before = overlap[entry->row];
+    candidates[count] = entry->row;
+    count += before == 0;
+    overlap[entry->row] = before + std::min(value, entry->value);
+  }
+  worker.num_candidates = count;
+}
+
+// The same for candidates alone: a row that is none, or was dropped, stays at zero.
+void scan_candidates(const Entry* begin, const Entry* end, int32_t value, Worker& worker) {
+  int32_t* overlap = worker.overlap.data();
+  for (const Entry* entry = begin; entry < end; ++entry) {
+    const int32_t before = overlap[entry->row];
+    overlap[entry->row] = before + (before == 0 ? 0 : std::min(value, entry->value));
+  }
+}
+
+void drop_candidates_below(int32_t overlap, Worker& worker) {
+  int64_t kept = 0;
+  for (int64_t t = 0; t < worker.num_candidates; ++t) {
+    const int32_t j = worker.candidates[t];
+    const bool keep = worker.overlap[j] >= overlap;
+    worker.candidates[kept] = j;
+    kept += keep;
+    if (!keep) worker.overlap[j] = 0;
+  }
+  worker.num_candidates = kept;
+}
+
+void join_row(const Encoding& in, const InvertedLists& lists, int64_t i, int32_t threshold, const SimdKernels& kernels,
+              Worker& worker, Pairs& out) {
+  const int64_t first = in.row_ptr[i], last = in.row_ptr[i + 1];
+  auto& columns = worker.columns;
+  columns.clear();
+  int64_t unscanned = 0;  // list entries of the columns that are not yet scanned
+  for (int64_t t = first; t < last; ++t) {
+    columns.emplace_back(-in.values[t], in.col_idx[t]);
+    unscanned += lists.length(in.col_idx[t]);
+  }
+  const double after_i = static_cast<double>(in.rows - i) / static_cast<double>(in.rows);
+  const double row_length = static_cast<double>(in.nnz) / static_cast<double>(in.rows);
+  int32_t left = last > first ? kOne : 0;  // mass of row i that is not yet scanned
+  worker.num_candidates = 0;
+  size_t sorted = 0;
+  for (size_t c = 0; c < columns.size(); ++c) {
+    if (c % kColumnsPerStep == 0 && left < threshold) {
+      drop_candidates_below(threshold - left, worker);
+      if (static_cast<double>(worker.num_candidates) * row_length <= static_cast<double>(unscanned) * after_i) break;
+    }
+    if (c == sorted && threshold > 1) {  // with a threshold of 1 every column is scanned, in any order
+      sorted = std::min(columns.size(), 2 * sorted + kColumnsPerStep);
+      std::partial_sort(columns.begin() + c, columns.begin() + sorted, columns.end());
+    }
+    const auto [begin, end] = lists.after(columns[c].second, i);
+    const int32_t value = -columns[c].first;
+    if (left >= threshold) scan_and_append(begin, end, value, worker);
+    else scan_candidates(begin, end, value, worker);
+    left -= value;
+    unscanned -= lists.length(columns[c].second);
+  }
+  drop_candidates_below(std::max(1, threshold - left), worker);
+  std::sort(worker.candidates.begin(), worker.candidates.begin() + worker.num_candidates);
+  const bool partial = left > 0 && worker.num_candidates > 0;
+  if (partial)
+    for (int64_t t = first; t < last; ++t) worker.dense[in.col_idx[t]] = in.values[t];
+  const size_t before = out.partners.size();
+  for (int64_t t = 0; t < worker.num_candidates; ++t) {
+    const int32_t j = worker.candidates[t];
+    int32_t overlap = std::exchange(worker.overlap[j], 0);
+    if (partial)
+      overlap = static_cast<int32_t>(kernels.overlap(worker.dense.data(), in.col_idx + in.row_ptr[j],
+                                                     in.values + in.row_ptr[j], in.row_ptr[j + 1] - in.row_ptr[j]));
+    if (overlap < threshold) continue;
+    out.partners.push_back(j);
+    out.overlaps.push_back(overlap);
+  }
+  if (partial)
+    for (int64_t t = first; t < last; ++t) worker.dense[in.col_idx[t]] = 0;
+  out.lengths.push_back(static_cast<int32_t>(out.partners.size() - before));
+}
+
+// Rows in full: the mirrored pairs, the diagonal, the pairs.
+CsrTensors mirror(const Tensor& like, const Encoding& in, std::vector<Pairs>& chunks, bool diagonal) {
+  Tensor row_ptr = new_tensor(like, {in.rows + 1}, ScalarType::Long);
+  int64_t* ptr = row_ptr.mutable_data_ptr<int64_t>();
+  std::vector<int64_t> next(in.rows);  // first the lengths, then where each row continues
+  const auto has_diagonal = [&](int64_t i) { return diagonal && in.row_ptr[i] < in.row_ptr[i + 1]; };
+  int64_t row = 0;
+  for (const Pairs& chunk : chunks) {
+    for (const int32_t length : chunk.lengths) {
+      next[row] += length + has_diagonal(row);
+      ++row;
+    }
+    for (const int32_t j : chunk.partners) ++next[j];
+  }
+  ptr[0] = 0;
+  for (int64_t i = 0; i < in.rows; ++i) {
+    ptr[i + 1] = ptr[i] + next[i];
+    next[i] = ptr[i];
+  }
+  Tensor col_idx = new_tensor(like, {ptr[in.rows]}, ScalarType::Int);
+  Tensor values = new_tensor(like, {ptr[in.rows]}, ScalarType::Float);
+  int32_t* cols_out = col_idx.mutable_data_ptr<int32_t>();
+  float* values_out = values.mutable_data_ptr<float>();
+  const auto put = [&](int64_t i, int64_t j, float value) {
+    cols_out[next[i]] = static_cast<int32_t>(j);
+    values_out[next[i]++] = value;
+  };
+  row = 0;
+  for (Pairs& chunk : chunks) {  // rows in ascending order, so every row receives its partners in ascending order
+    size_t t = 0;
+    for (const int32_t length : chunk.lengths) {
+      if (has_diagonal(row)) put(row, row, 0.0f);
+      for (const size_t end = t + length; t < end; ++t) {
+        const float distance = jaccard_from_overlap(chunk.overlaps[t]);
+        put(row, chunk.partners[t], distance);
+        put(chunk.partners[t], row, distance);
+      }
+      ++row;
+    }
+    chunk = {};
+  }
+  return {row_ptr, col_idx, values};
+}
+
+CsrTensors jaccard_distance_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& values_in,
+                                double max_distance) {
+  check_jaccard_distance_args(row_ptr_in, col_idx_in, values_in, max_distance);
+  const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
+  const Tensor values = torch::stable::contiguous(values_in);
+  const Encoding in{row_ptr.const_data_ptr<int64_t>(), col_idx.const_data_ptr<int32_t>(),
+                    values.const_data_ptr<int32_t>(), row_ptr.size(0) - 1, col_idx.size(0)};
+  check_encoding("jaccard_distance", in.row_ptr, in.rows, in.col_idx, in.values, in.nnz);
+  const int32_t threshold = smallest_overlap_within(static_cast<float>(max_distance));
+  std::vector<Pairs> chunks((in.rows + kRowsPerChunk - 1) / kRowsPerChunk);
+  if (in.rows > 0) {
+    Progress progress("jaccard_distance", in.rows);
+    const InvertedLists lists(in, progress);
+    const SimdKernels& kernels = simd();
+    std::vector<std::optional<Worker>> workers(num_workers(static_cast<int64_t>(chunks.size())));
+    for_each_chunk(progress, in.rows, kRowsPerChunk, [&](int64_t begin, int64_t end, int index) {
+      if (!workers[index]) workers[index].emplace(in.rows);
+      Pairs pairs;
+      for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
+        join_row(in, lists, i, threshold, kernels, *workers[index], pairs);
+        progress.poll();  // a row can take a while: thousands of values in lists of thousands
+      }
+      pairs.partners.shrink_to_fit();
+      pairs.overlaps.shrink_to_fit();
+      chunks[begin / kRowsPerChunk] = std::move(pairs);
+    });
+    progress.finish();
+  }
+  return mirror(row_ptr_in, in, chunks, threshold <= kOne);
+}
+
+}  // namespace
+}  // namespace dmic
+
+STABLE_TORCH_LIBRARY_IMPL(dmic, CPU, m) {
+  m.impl("jaccard_distance", TORCH_BOX(&dmic::jaccard_distance_cpu));
+}

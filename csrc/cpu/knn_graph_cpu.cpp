@@ -1,0 +1,351 @@
+// Exact nearest neighbours by a blocked product that only proposes candidates.
+//
+// Each tile of X X^T is computed once in float32 and serves its rows and its columns. A score that cannot be among the
+// k1 nearest, given a rigorous bound on its rounding error and the row's running threshold, is dropped on the spot; the
+// rare survivors are appended to the row's list. Lists that fill up are compacted, and where ties or tiny differences
+// keep them full, re-scored exactly. At the end every list is re-scored with the canonical float64 distance and sorted
+// by (distance, index): the result does not depend on tiles, threads or instruction set.
+//
+// Operations: N^2 d multiply-adds / 2, plus about 1.1 k1 N canonical dot products of d. Scratch: 8 (3 k1 + 64) N bytes,
+// and about 5 MB + 2 KB x d per thread.
+#include "../ops/knn_graph.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "../canonical/dot.h"
+#include "features.h"
+#include "parallel.h"
+#include "simd.h"
+
+namespace dmic {
+namespace {
+
+constexpr int64_t kTileRows = 252, kTileCols = 512;  // panels of both and their scores stay in a 2 MB L2 cache
+constexpr int64_t kRowTilesPerItem = 8;              // one packed column block serves this many tiles
+constexpr int64_t kRowsPerLock = 256;
+constexpr int64_t kRowsPerChunk = 32;
+constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+float float_below(double value) {
+  const float rounded = static_cast<float>(value);
+  return rounded > value ? std::nextafter(rounded, -kInfinity) : rounded;
+}
+
+float float_above(double value) { return -float_below(-value); }
+
+// Copies rows [first, first + count) and columns [depth_begin, depth_begin + depth) into panels of `panel` rows:
+// out[p][k][r], zero beyond the end, multiplied by a power of two (exact, or rounded below the scaled underflow).
+void pack(const float* features, int64_t d, int64_t first, int64_t count, int64_t panel, int64_t depth_begin,
+          int64_t depth, double scale, float* out) {
+  constexpr int64_t kLine = 16;  // floats of a cache line: read whole lines of each row
+  for (int64_t p = 0; p < count; p += panel, out += panel * depth) {
+    const int64_t rows = std::min(panel, count - p);
+    for (int64_t k = 0; k < depth; k += kLine) {
+      const int64_t line = std::min(kLine, depth - k);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float* source = features + (first + p + r) * d + depth_begin + k;
+        for (int64_t t = 0; t < line; ++t) out[(k + t) * panel + r] = static_cast<float>(source[t] * scale);
+      }
+      for (int64_t r = rows; r < panel; ++r)
+        for (int64_t t = 0; t < line; ++t) out[(k + t) * panel + r] = 0.0f;
+    }
+  }
+}
+
+class Search {
+ public:
+  Search(const float* features, int64_t rows, int64_t d, int64_t k1, int64_t block_rows)
+      : kernels_(simd()),
+        features_(features),
+        rows_(rows),
+        d_(d),
+        k1_(k1),
+        capacity_(std::min(rows, 3 * k1 + 64)),
+        tile_rows_(round_up(block_rows ? std::min(block_rows, rows) : kTileRows, kernels_.panel_rows)),
+        tile_cols_(round_up(block_rows ? std::min(block_rows, rows) : kTileCols, kernels_.panel_cols)),
+        norm_sq_(rows),
+        length_(rows),
+        reach_(rows),
+        norm_(rows),
+        limit_(rows, -kInfinity),
+        count_(rows, 0),
+        exact_(rows, 0),
+        keys_(new float[rows * capacity_]),
+        idx_(new int32_t[rows * capacity_]),
+        locks_((rows + kRowsPerLock - 1) / kRowsPerLock) {}
+
+  void run(int32_t* neighbor_idx, float* neighbor_dist) {
+    int64_t scores = 0;
+    for (int64_t col = 0; col < rows_; col += tile_cols_) {
+      const int64_t end = std::min(rows_, col + tile_cols_);
+      scores += (end - col) * end;
+    }
+    Progress progress("knn_graph", scores + rows_ * kFinishWeight);
+    measure(progress);
+    compare(progress);
+    finish(progress, neighbor_idx, neighbor_dist);
+    progress.finish();
+  }
+
+ private:
+  static constexpr int64_t kFinishWeight = 512;  // progress units of finishing a row, in scores
+
+  struct Scratch {  // one per worker
+    std::vector<double> wide, dots, upper;
+    std::vector<std::pair<float, int32_t>> ranked;
+    std::vector<int32_t> pending;
+  };
+
+  Scratch new_scratch() const {
+    Scratch scratch;
+    scratch.wide.resize(round_up(d_, kDotLanes));
+    scratch.dots.resize(capacity_);
+    scratch.upper.resize(capacity_);
+    scratch.ranked.resize(capacity_);
+    scratch.pending.resize(capacity_);
+    return scratch;
+  }
+
+  // Norms, and the power of two that brings the longest row into [1/2, 1): products then neither overflow nor lose
+  // more than kTileUnderflow.
+  void measure(Progress& progress) {
+    canonical_norms(progress, features_, rows_, d_, norm_sq_.data());
+    const double largest = rows_ ? *std::max_element(norm_sq_.begin(), norm_sq_.end()) : 0.0;
+    int exponent = 0;
+    std::frexp(std::sqrt(largest), &exponent);
+    scale_ = std::ldexp(1.0, -exponent);
+    scale_sq_ = scale_ * scale_;
+    error_ = tile_error(d_) + 8 * kRounding;  // the second term covers the float32 arithmetic of the filter
+    for (int64_t i = 0; i < rows_; ++i) {
+      const double norm_sq = norm_sq_[i] * scale_sq_, length = std::sqrt(norm_sq) * (1 + kRounding);
+      length_[i] = float_above(length);
+      reach_[i] = float_above(2 * error_ * length);
+      norm_[i] = float_below(norm_sq * (1 - 16 * kRounding) - 4 * kTileUnderflow);
+    }
+  }
+
+  double scaled_norm(int64_t i) const { return norm_sq_[i] * scale_sq_; }
+
+  // Bound on the error of n_j - 2 x_i.y_j as the filter computes it, in scaled units.
+  double reach(int64_t i, int64_t j) const {
+    return static_cast<double>(reach_[i]) * length_[j] + 16 * kRounding * (scaled_norm(i) + scaled_norm(j)) +
+           8 * kTileUnderflow;
+  }
+
+  // The largest scaled distance that may still round to the float32 of `upper`: at equal float32 distances the lower
+  // index wins, so nothing up to here may be dropped.
+  double inclusive(double upper) const {
+    const float rounded = float_above(std::max(0.0, upper / scale_sq_));
+    const float next = std::nextafter(rounded, kInfinity);
+    return std::isinf(next) ? HUGE_VAL : next * scale_sq_;
+  }
+
+  void tighten(int64_t i, double threshold) {
+    if (std::isinf(threshold)) return;
+    const double norm_sq = scaled_norm(i);
+    limit_[i] = std::max(limit_[i], float_below(norm_sq - threshold - 16 * kRounding * (norm_sq + threshold)));
+  }
+
+  struct Locked {  // holds the locks of rows [begin, end), taken in ascending order
+    Locked(std::vector<std::mutex>& locks, int64_t begin, int64_t end)
+        : locks(locks), first(begin / kRowsPerLock), last((end - 1) / kRowsPerLock) {
+      for (int64_t s = first; s <= last; ++s) locks[s].lock();
+    }
+    ~Locked() {
+      for (int64_t s = first; s <= last; ++s) locks[s].unlock();
+    }
+    std::vector<std::mutex>& locks;
+    int64_t first, last;
+  };
+
+  // Keeps what may be among the k1 nearest. Entries [0, exact) hold exact distances, the others n_j - 2 x_i.y_j.
+  void compact(int64_t i, Scratch& scratch) {
+    const int32_t count = count_[i], exact = exact_[i];
+    float* keys = &keys_[i * capacity_];
+    int32_t* idx = &idx_[i * capacity_];
+    if (count < k1_) return;
+    const double norm_sq = scaled_norm(i);
+    for (int32_t t = 0; t < count; ++t)
+      scratch.upper[t] = t < exact ? keys[t] * scale_sq_ : norm_sq + keys[t] + reach(i, idx[t]);
+    std::nth_element(scratch.upper.begin(), scratch.upper.begin() + (k1_ - 1), scratch.upper.begin() + count);
+    const double threshold = inclusive(scratch.upper[k1_ - 1]);
+    tighten(i, threshold);
+    int32_t kept = 0, kept_exact = 0;
+    for (int32_t t = 0; t < count; ++t) {
+      const double lower = t < exact ? keys[t] * scale_sq_ : norm_sq + keys[t] - reach(i, idx[t]);
+      if (lower > threshold) continue;
+      keys[kept] = keys[t];
+      idx[kept++] = idx[t];
+      if (t < exact) ++kept_exact;
+    }
+    count_[i] = kept;
+    exact_[i] = kept_exact;
+  }
+
+  // Replaces every entry by its exact distance and keeps the k1 nearest, sorted.
+  void resolve(int64_t i, Scratch& scratch) {
+    const int32_t count = count_[i], exact = exact_[i];
+    float* keys = &keys_[i * capacity_];
+    int32_t* idx = &idx_[i * capacity_];
+    kernels_.dots(features_ + i * d_, features_, d_, idx + exact, count - exact, scratch.wide.data(),
+                  scratch.dots.data());
+    for (int32_t t = 0; t < count; ++t)
+      scratch.ranked[t] = {t < exact ? keys[t]
+                                     : static_cast<float>(squared_distance(norm_sq_[i], norm_sq_[idx[t]],
+                                                                           scratch.dots[t - exact])),
+                           idx[t]};
+    const int32_t kept = static_cast<int32_t>(std::min<int64_t>(count, k1_));
+    std::partial_sort(scratch.ranked.begin(), scratch.ranked.begin() + kept, scratch.ranked.begin() + count);
+    for (int32_t t = 0; t < kept; ++t) std::tie(keys[t], idx[t]) = scratch.ranked[t];
+    count_[i] = exact_[i] = kept;
+    if (kept == k1_) tighten(i, inclusive(keys[kept - 1] * scale_sq_));
+  }
+
+  void append(int64_t i, int64_t j, float key, Scratch& scratch) {
+    if (count_[i] == capacity_) {
+      compact(i, scratch);
+      if (count_[i] > capacity_ * 3 / 4) resolve(i, scratch);
+    }
+    keys_[i * capacity_ + count_[i]] = key;
+    idx_[i * capacity_ + count_[i]++] = static_cast<int32_t>(j);
+  }
+
+  struct Item {  // row tiles [first, last) of one column block
+    int64_t col_begin, row_begin, row_end;
+  };
+
+  void compare(Progress& progress) {
+    for (int64_t i = 0; i < rows_; ++i) {  // a sample is at distance zero of itself
+      keys_[i * capacity_] = 0.0f;
+      idx_[i * capacity_] = static_cast<int32_t>(i);
+      count_[i] = exact_[i] = 1;
+    }
+    std::vector<Item> items;
+    const int64_t step = tile_rows_ * kRowTilesPerItem;
+    for (int64_t col = 0; col < rows_; col += tile_cols_) {
+      const int64_t end = std::min(rows_, col + tile_cols_);
+      for (int64_t row = 0; row < end; row += step) items.push_back({col, row, std::min(end, row + step)});
+    }
+    struct Worker {
+      std::unique_ptr<float[]> cols, rows, scores;
+      std::unique_ptr<TileHit[]> hits;
+      std::vector<float> row_limit, col_limit;
+      Scratch scratch;
+    };
+    std::vector<Worker> workers(num_workers(static_cast<int64_t>(items.size())));
+    for_each_item(progress, static_cast<int64_t>(items.size()), [&](int64_t number, int index) {
+      Worker& worker = workers[index];
+      if (!worker.cols) {
+        worker.cols.reset(new float[tile_cols_ * d_]);
+        worker.rows.reset(new float[tile_rows_ * std::min(d_, kTileDepth)]);
+        worker.scores.reset(new float[tile_rows_ * tile_cols_]());
+        worker.hits.reset(new TileHit[tile_rows_ * tile_cols_]);
+        worker.scratch = new_scratch();
+      }
+      const Item& item = items[items.size() - 1 - number];  // later columns have more rows: start with them
+      const int64_t cols = std::min(rows_, item.col_begin + tile_cols_) - item.col_begin;
+      const int64_t padded_cols = round_up(cols, kernels_.panel_cols);
+      for (int64_t k = 0; k < d_; k += kTileDepth)
+        pack(features_, d_, item.col_begin, cols, kernels_.panel_cols, k, std::min(kTileDepth, d_ - k), scale_,
+             worker.cols.get() + padded_cols * k);
+      for (int64_t row = item.row_begin; row < item.row_end && !progress.stopped(); row += tile_rows_) {
+        const int64_t rows = std::min(item.row_end, row + tile_rows_) - row;
+        const int64_t padded_rows = round_up(rows, kernels_.panel_rows);
+        {
+          const Locked locked(locks_, row, row + rows);
+          worker.row_limit.assign(&limit_[row], &limit_[row] + rows);
+        }
+        {
+          const Locked locked(locks_, item.col_begin, item.col_begin + cols);
+          worker.col_limit.assign(&limit_[item.col_begin], &limit_[item.col_begin] + cols);
+        }
+        for (int64_t k = 0; k < d_; k += kTileDepth) {
+          const int64_t depth = std::min(kTileDepth, d_ - k);
+          pack(features_, d_, row, rows, kernels_.panel_rows, k, depth, scale_, worker.rows.get());
+          kernels_.tile(worker.rows.get(), worker.cols.get() + padded_cols * k, padded_rows, padded_cols, depth, k == 0,
+                        worker.scores.get(), tile_cols_);
+        }
+        const TileFilter filter{&reach_[row],          &norm_[row],           worker.row_limit.data(), &length_[row],
+                                &norm_[item.col_begin], worker.col_limit.data(), &length_[item.col_begin]};
+        int64_t found = 0;
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t begin = std::max<int64_t>(0, row + r + 1 - item.col_begin);  // pairs i < j, each once
+          if (begin < cols)
+            found += kernels_.filter(worker.scores.get() + r * tile_cols_, static_cast<int32_t>(r), begin, cols, filter,
+                                     worker.hits.get() + found);
+        }
+        {
+          const Locked locked(locks_, row, row + rows);
+          for (int64_t t = 0; t < found; ++t) {
+            const TileHit& hit = worker.hits[t];
+            if (hit.for_row) append(row + hit.row, item.col_begin + hit.col, -hit.row_score, worker.scratch);
+          }
+        }
+        {
+          const Locked locked(locks_, item.col_begin, item.col_begin + cols);
+          for (int64_t t = 0; t < found; ++t) {
+            const TileHit& hit = worker.hits[t];
+            if (hit.for_col) append(item.col_begin + hit.col, row + hit.row, -hit.col_score, worker.scratch);
+          }
+        }
+        progress.add(rows * cols);
+        progress.poll();
+      }
+    });
+  }
+
+  void finish(Progress& progress, int32_t* neighbor_idx, float* neighbor_dist) {
+    const int64_t chunks = (rows_ + kRowsPerChunk - 1) / kRowsPerChunk;
+    std::vector<Scratch> scratch(num_workers(chunks));
+    for_each_item(progress, chunks, [&](int64_t chunk, int worker) {
+      if (scratch[worker].ranked.empty()) scratch[worker] = new_scratch();
+      const int64_t begin = chunk * kRowsPerChunk, end = std::min(rows_, begin + kRowsPerChunk);
+      for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
+        compact(i, scratch[worker]);
+        resolve(i, scratch[worker]);
+        progress.poll();
+        std::copy_n(&idx_[i * capacity_], k1_, neighbor_idx + i * k1_);
+        std::copy_n(&keys_[i * capacity_], k1_, neighbor_dist + i * k1_);
+      }
+      progress.add((end - begin) * kFinishWeight);
+    });
+  }
+
+  const SimdKernels& kernels_;
+  const float* features_;
+  const int64_t rows_, d_, k1_, capacity_, tile_rows_, tile_cols_;
+  double scale_ = 1, scale_sq_ = 1, error_ = 0;
+  std::vector<double> norm_sq_;         // canonical, not scaled
+  std::vector<float> length_, reach_, norm_, limit_;
+  std::vector<int32_t> count_, exact_;
+  std::unique_ptr<float[]> keys_;       // [rows, capacity]
+  std::unique_ptr<int32_t[]> idx_;      // [rows, capacity]
+  std::vector<std::mutex> locks_;
+};
+
+std::tuple<Tensor, Tensor> knn_graph_cpu(const Tensor& features, int64_t k1, int64_t block_rows) {
+  check_knn_graph_args(features, k1, block_rows);
+  const int64_t rows = features.size(0), d = features.size(1);
+  const Tensor dense = torch::stable::contiguous(features);
+  Tensor neighbor_idx = new_tensor(features, {rows, k1}, ScalarType::Int);
+  Tensor neighbor_dist = new_tensor(features, {rows, k1}, ScalarType::Float);
+  if (rows > 0) {
+    check_finite("knn_graph", dense.const_data_ptr<float>(), rows, d);
+    Search(dense.const_data_ptr<float>(), rows, d, k1, block_rows)
+        .run(neighbor_idx.mutable_data_ptr<int32_t>(), neighbor_dist.mutable_data_ptr<float>());
+  }
+  return {neighbor_idx, neighbor_dist};
+}
+
+}  // namespace
+}  // namespace dmic
+
+STABLE_TORCH_LIBRARY_IMPL(dmic, CPU, m) { m.impl("knn_graph", TORCH_BOX(&dmic::knn_graph_cpu)); }

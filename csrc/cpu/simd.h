@@ -1,0 +1,65 @@
+// The vectorised inner loops, compiled once per instruction set and chosen at run time. Every level returns the same
+// bits: the dot product by its fixed order, the overlap because it is an integer; the tile product is approximate
+// and only proposes candidates, within the error bound stated here.
+#pragma once
+
+#include <cstdint>
+
+namespace dmic {
+
+// Columns of one product step: partial sums of a tile start from zero every kTileDepth columns.
+constexpr int64_t kTileDepth = 256;
+
+// Bound on |tile product - x.y| / (|x| |y|) for rows of d float32: fused or not, at most kTileDepth + 1 roundings in
+// a step and one per step. Scaled rows (norms at most 1) add at most kTileUnderflow, even where denormals are flushed.
+inline double tile_error(int64_t d) {
+  const double n = static_cast<double>(kTileDepth + 1 + (d + kTileDepth - 1) / kTileDepth) * 0x1p-24;
+  return n / (1 - n);
+}
+constexpr double kTileUnderflow = 0x1p-100;
+
+struct TileFilter {        // what a tile needs besides its scores; all in scaled units
+  const float* row_reach;  // per row: 2 * error bound * |x|, rounded up
+  const float* row_norm;   // per row: |x|^2, rounded down
+  const float* row_limit;  // per row: scores of at least this survive
+  const float* row_length; // per row: |x|, rounded up
+  const float* col_norm;   // the same per column
+  const float* col_limit;
+  const float* col_length;
+};
+
+struct TileHit {
+  int32_t row, col;        // inside the tile
+  float row_score;         // 2 x.y - |y|^2 of the row's view, 2 x.y - |x|^2 of the column's
+  float col_score;
+  bool for_row, for_col;
+};
+
+struct SimdKernels {
+  const char* name;
+  int64_t panel_rows;  // a tile has a multiple of these rows ...
+  int64_t panel_cols;  // ... and of these columns
+
+  // Canonical dot products of x with rows of base: out[t] = x . base[idx[t]]. wide is scratch of d rounded up to 128.
+  void (*dots)(const float* x, const float* base, int64_t d, const int32_t* idx, int64_t count, double* wide,
+               double* out);
+
+  // scores[r * stride + c] (+)= sum over depth of packed rows and columns; overwrites when `first`.
+  void (*tile)(const float* packed_rows, const float* packed_cols, int64_t rows, int64_t cols, int64_t depth,
+               bool first, float* scores, int64_t stride);
+
+  // Survivors of one row of scores in columns [begin, cols); appended to hits, which has room for all.
+  int64_t (*filter)(const float* scores, int32_t row, int64_t begin, int64_t cols, const TileFilter& filter,
+                    TileHit* hits);
+
+  // Sum of min(dense[cols[t]], values[t]).
+  int64_t (*overlap)(const int32_t* dense, const int32_t* cols, const int32_t* values, int64_t count);
+};
+
+// The level in use: the best one that this processor has, or the one that set_simd_level asked for (tests do).
+const SimdKernels& simd();
+const char* const* simd_levels();                // names compiled in, slowest first, null-terminated
+bool simd_level_available(const char* name);
+bool set_simd_level(const char* name);           // false if unknown or not available here; null: choose again
+
+}  // namespace dmic

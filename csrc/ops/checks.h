@@ -1,0 +1,99 @@
+// Argument checks and tensor helpers shared by every op. A user's mistake raises std::invalid_argument, which
+// reaches Python as ValueError with exactly the text given here: `<op>: <argument> must be ..., got <value>`.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+namespace dmic {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using CsrTensors = std::tuple<Tensor, Tensor, Tensor>;  // row_ptr, col_idx, values
+
+template <class... Parts>
+std::string concat(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  return text.str();
+}
+
+#define DMIC_CHECK(condition, ...) \
+  do {                             \
+    if (!(condition)) throw std::invalid_argument(::dmic::concat(__VA_ARGS__)); \
+  } while (false)
+
+inline const char* dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Bool: return "bool";
+    default: return "another dtype";
+  }
+}
+
+inline std::string shape_text(const Tensor& tensor) {
+  std::ostringstream text;
+  text << "[";
+  for (int64_t axis = 0; axis < tensor.dim(); ++axis) text << (axis ? ", " : "") << tensor.size(axis);
+  text << "]";
+  return text.str();
+}
+
+inline void check_tensor(const char* op, const char* name, const Tensor& tensor, int64_t dim, ScalarType type) {
+  DMIC_CHECK(tensor.dim() == dim, op, ": ", name, " must have ", dim, dim == 1 ? " axis" : " axes", ", got shape ",
+             shape_text(tensor));
+  DMIC_CHECK(tensor.scalar_type() == type, op, ": ", name, " must be ", dtype_name(type), ", got ",
+             dtype_name(tensor.scalar_type()));
+}
+
+constexpr int64_t kMaxSamples = (1ll << 31) - 1;  // indices are int32
+
+inline void check_features(const char* op, const Tensor& features) {
+  check_tensor(op, "features", features, 2, ScalarType::Float);
+  DMIC_CHECK(features.size(0) <= kMaxSamples, op, ": features must have fewer than 2^31 rows, got ", features.size(0));
+  DMIC_CHECK(features.size(1) <= 1 << 20, op, ": features must have at most 2^20 columns, got ", features.size(1));
+}
+
+inline void check_neighbor_idx(const char* op, const Tensor& neighbor_idx, int64_t rows) {
+  check_tensor(op, "neighbor_idx", neighbor_idx, 2, ScalarType::Int);
+  DMIC_CHECK(neighbor_idx.size(0) == rows, op, ": neighbor_idx must have one row per sample (", rows, "), got shape ",
+             shape_text(neighbor_idx));
+}
+
+inline void check_csr(const char* op, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                      ScalarType value_type) {
+  check_tensor(op, "row_ptr", row_ptr, 1, ScalarType::Long);
+  check_tensor(op, "col_idx", col_idx, 1, ScalarType::Int);
+  check_tensor(op, "values", values, 1, value_type);
+  DMIC_CHECK(row_ptr.size(0) >= 1, op, ": row_ptr must have at least one entry, got shape [0]");
+  DMIC_CHECK(row_ptr.size(0) - 1 <= kMaxSamples, op, ": row_ptr must describe fewer than 2^31 rows, got ",
+             row_ptr.size(0) - 1);
+  DMIC_CHECK(col_idx.size(0) == values.size(0), op, ": col_idx and values must have the same length, got ",
+             col_idx.size(0), " and ", values.size(0));
+}
+
+inline void check_ids(const char* op, const char* name, const std::optional<Tensor>& ids, int64_t rows) {
+  if (!ids) return;
+  check_tensor(op, name, *ids, 1, ScalarType::Long);
+  DMIC_CHECK(ids->size(0) == rows, op, ": ", name, " must have one id per sample (", rows, "), got ", ids->size(0));
+}
+
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
+  return torch::stable::new_empty(like, shape, type);
+}
+
+}  // namespace dmic

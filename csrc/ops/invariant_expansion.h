@@ -1,0 +1,31 @@
+// invariant_expansion(encoding, neighbor_idx, k2, camera_ids?, modality_ids?) -> Csr (row_ptr, col_idx, values)
+//
+// encoding      row_ptr int64 [N + 1], col_idx int32 [nnz], values int32 [nnz]; rows sum to 2^30 or are empty.
+// neighbor_idx  int32 [N, >= k2], indices in [0, N), nearest first.
+// k2            1 <= k2 <= columns of neighbor_idx. 1 returns the encoding.
+// camera_ids    int64 [N], >= 0; absent: one camera.   modality_ids  int64 [N], >= 0; absent: one modality.
+//
+// Row i is the mean of the rows of its k2 nearest samples, nested: over the samples of a camera, over the cameras
+// of a modality, over modalities; samples with an empty row are left out. Weights are floor(2^32 / share), rows
+// are divided once (rounded down) and the rest goes to the largest value, lowest column first: they sum to 2^30.
+#pragma once
+
+#include "checks.h"
+
+namespace dmic {
+
+inline void check_invariant_expansion_args(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                                           const Tensor& neighbor_idx, int64_t k2,
+                                           const std::optional<Tensor>& camera_ids,
+                                           const std::optional<Tensor>& modality_ids) {
+  const char* op = "invariant_expansion";
+  check_csr(op, row_ptr, col_idx, values, ScalarType::Int);
+  const int64_t rows = row_ptr.size(0) - 1;
+  check_neighbor_idx(op, neighbor_idx, rows);
+  DMIC_CHECK(rows == 0 || (k2 >= 1 && k2 <= neighbor_idx.size(1)), op, ": k2 must be in [1, k1], got k2=", k2,
+             " with k1=", neighbor_idx.size(1));
+  check_ids(op, "camera_ids", camera_ids, rows);
+  check_ids(op, "modality_ids", modality_ids, rows);
+}
+
+}  // namespace dmic

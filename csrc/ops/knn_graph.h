@@ -1,0 +1,25 @@
+// knn_graph(features, k1) -> (neighbor_idx, neighbor_dist)
+//
+// features       float32 [N, d], finite, contiguous. Norms are arbitrary.
+// k1             1 <= k1 <= N (any k1 >= 0 when N == 0). Counts the sample itself.
+// block_rows     size of the blocks of rows and columns that are compared at a time; 0 chooses. Changes no bit.
+// neighbor_idx   int32 [N, k1]: the k1 nearest samples of each sample, itself included.
+// neighbor_dist  float32 [N, k1]: squared Euclidean distance, ascending; equal distances by ascending index.
+//
+// The distance is float32(|x|^2 + |y|^2 - 2 x.y) with the float64 sums of canonical/dot.h, never below zero.
+// A sample can be missing from its own list only if it has k1 or more exact duplicates of lower index.
+#pragma once
+
+#include "checks.h"
+
+namespace dmic {
+
+inline void check_knn_graph_args(const Tensor& features, int64_t k1, int64_t block_rows) {
+  check_features("knn_graph", features);
+  const int64_t rows = features.size(0);
+  DMIC_CHECK(rows == 0 ? k1 >= 0 : k1 >= 1 && k1 <= rows, "knn_graph: k1 must be in [1, N], got k1=", k1,
+             " with N=", rows);
+  DMIC_CHECK(block_rows >= 0, "knn_graph: block_rows must be 0 (automatic) or positive, got ", block_rows);
+}
+
+}  // namespace dmic

@@ -1,0 +1,15 @@
+// Every op schema and nothing else. Contracts are in ops/<op>.h, kernels in cpu/<op>_cpu.cpp and cuda/<op>_cuda.cpp.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(dmic, m) {
+  m.def("knn_graph(Tensor features, int k1, int block_rows=0) -> (Tensor, Tensor)");
+  m.def("k_reciprocal_encoding(Tensor features, Tensor neighbor_idx, int k1_half) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "invariant_expansion(Tensor row_ptr, Tensor col_idx, Tensor values, Tensor neighbor_idx, int k2, "
+      "Tensor? camera_ids=None, Tensor? modality_ids=None) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "jaccard_distance(Tensor row_ptr, Tensor col_idx, Tensor values, float max_distance) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "dbscan(Tensor row_ptr, Tensor col_idx, Tensor values, float eps, int min_samples) -> (Tensor, Tensor)");
+  m.def("round_features(Tensor features, int exponent) -> (Tensor, Tensor)");
+}

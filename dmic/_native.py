@@ -1,0 +1,40 @@
+"""Loads the compiled library, which registers torch.ops.dmic.*, and says what it was built with."""
+
+from __future__ import annotations
+
+import torch
+
+from ._version import __version__
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        "dmic: the compiled library is missing or does not load here "
+        f"({error}); build it with `pip install --no-build-isolation .` in a checkout"
+    ) from error
+
+
+def build_info() -> dict:
+    """What this build of dmic holds and what of it is in use, as plain values."""
+    info = _C.build_info()
+    version = info["cuda_version"]
+    architectures = [f"sm_{a}" for a in info["cuda_architectures"].split(";") if a]
+    return {
+        "version": __version__,
+        **info,
+        "cuda": version > 0,
+        "cuda_version": f"{version // 1000}.{version % 1000 // 10}" if version else None,
+        "cuda_architectures": architectures,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def call(progress, op, *arguments):
+    """Run an op with progress reports and interrupts; an exception raised by the callback or by Ctrl-C propagates."""
+    if torch.compiler.is_compiling():
+        return op(*arguments)
+    return _C.run(progress, op, arguments)
+
+
+set_simd_level = _C.set_simd_level

@@ -1,0 +1,289 @@
+"""The five clustering ops: public wrapper and fake registration side by side.
+
+Every function takes torch tensors, numpy arrays and anything that speaks DLPack or ``__cuda_array_interface__``, of any
+strides, and returns the same kind of arrays on the same device. Results are exact and have the same bits for every
+number of threads, block size and device (``docs/algorithm.md`` says how they are defined, ``dmic.reference`` computes
+them slowly). ``progress`` is called as ``progress(stage, done, total)`` from the calling thread about twenty times a
+second; an exception it raises, like Ctrl-C, stops the op and propagates.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ._arrays import dtype_name, like, to_tensor
+from ._native import call
+from .csr import Csr
+
+Progress = Callable[[str, int, int], None]
+INT32_MAX = 2**31 - 1
+
+
+def _features(op: str, features: Any) -> torch.Tensor:
+    tensor = to_tensor(features, f"{op}: features")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{op}: features must be floating point, got {dtype_name(tensor.dtype)}")
+    return tensor.float().contiguous()
+
+
+def _integer(op: str, name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{op}: {name} must be an integer, got {value!r}") from None
+
+
+def _number(op: str, name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{op}: {name} must be a number, got {value!r}") from None
+
+
+def _indices(op: str, name: str, array: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Integers of any width as `dtype`; a value that does not fit is an error, not a wrap-around."""
+    tensor = to_tensor(array, f"{op}: {name}")
+    if tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise ValueError(f"{op}: {name} must be integers, got {dtype_name(tensor.dtype)}")
+    if dtype == torch.int32 and tensor.dtype in (torch.int64, torch.uint32, torch.uint64) and tensor.numel():
+        wide = tensor.to(torch.int64)
+        bad = (wide < 0) | (wide > INT32_MAX)
+        if bad.any():
+            raise ValueError(f"{op}: {name} must be in [0, N), got {int(wide[bad][0])}")
+    return tensor.to(dtype).contiguous()
+
+
+def _ids(op: str, name: str, array: Any, device: torch.device) -> torch.Tensor | None:
+    return None if array is None else _indices(op, name, array, torch.int64).to(device)
+
+
+def _csr(op: str, name: str, csr: Csr) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    if not isinstance(csr, Csr):
+        raise TypeError(f"{op}: {name} must be a dmic.Csr, got {type(csr).__name__}")
+    if csr.num_rows != csr.num_cols:
+        raise ValueError(f"{op}: {name} must have one column per sample, got shape {csr.shape}")
+    parts = (csr.row_ptr, csr.col_idx, csr.values)
+    names = (f"{op}: {name}.row_ptr", f"{op}: {name}.col_idx", f"{op}: {name}.values")
+    return tuple(to_tensor(part, text).contiguous() for part, text in zip(parts, names, strict=True))
+
+
+def _wrap(tensors: tuple[torch.Tensor, ...], kind: Any) -> Csr:
+    restore = like(kind)
+    row_ptr, col_idx, values = tensors
+    return Csr(restore(row_ptr), restore(col_idx), restore(values), row_ptr.shape[0] - 1)
+
+
+def _fake_csr(like_tensor: torch.Tensor, rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    row_ptr = like_tensor.new_empty(rows + 1, dtype=torch.int64)
+    return row_ptr, like_tensor.new_empty(nnz, dtype=torch.int32), like_tensor.new_empty(nnz, dtype=dtype)
+
+
+def knn_graph(features: Any, k1: int, *, block_rows: int = 0, progress: Progress | None = None) -> tuple[Any, Any]:
+    """The k1 nearest samples of each sample by Euclidean distance, itself included; exact.
+
+    Args:
+        features: floating point [N, d], finite; rounded to float32 if wider. Norms are arbitrary.
+        k1: list length, counting the sample itself; 1 <= k1 <= N.
+        block_rows: rows and columns compared at a time; 0 chooses. Changes time and memory, not a bit of the result.
+        progress: see the module.
+
+    Returns:
+        neighbor_idx: int32 [N, k1], nearest first; equal distances by ascending index.
+        neighbor_dist: float32 [N, k1], squared Euclidean distances, ascending.
+
+    Raises:
+        ValueError: features not [N, d], not finite, or k1 out of range.
+
+    Source: R(i, k1) of k-reciprocal re-ranking, Zhong et al., CVPR 2017, as implemented in the SpCL lineage, where
+    lists count the sample itself.
+
+    >>> import numpy as np
+    >>> knn_graph(np.array([[0.0], [1.0], [3.0]]), k1=2)
+    (array([[0, 1],
+           [1, 0],
+           [2, 1]], dtype=int32), array([[0., 1.],
+           [0., 1.],
+           [0., 4.]], dtype=float32))
+    """
+    tensor = _features("knn_graph", features)
+    k1, block_rows = _integer("knn_graph", "k1", k1), _integer("knn_graph", "block_rows", block_rows)
+    restore = like(features)
+    neighbor_idx, neighbor_dist = call(progress, torch.ops.dmic.knn_graph.default, tensor, k1, block_rows)
+    return restore(neighbor_idx), restore(neighbor_dist)
+
+
+@torch.library.register_fake("dmic::knn_graph")
+def _(features, k1, block_rows=0):
+    rows = features.shape[0]
+    return features.new_empty(rows, k1, dtype=torch.int32), features.new_empty(rows, k1)
+
+
+def k_reciprocal_encoding(features: Any, neighbor_idx: Any, k1_half: int, *, progress: Progress | None = None) -> Csr:
+    """Each sample as weights over its expanded k-reciprocal set: softmax of -(2 - 2 f_i . f_j).
+
+    Args:
+        features: floating point [N, d], finite.
+        neighbor_idx: integers [N, k1] in [0, N), distinct in a row, nearest first; from `knn_graph`
+            or any other exact search.
+        k1_half: size of the half lists without the sample itself: the first k1_half + 1 columns; 0 <= k1_half < k1.
+            The published choice is ``int(numpy.around(k1 / 2))``.
+        progress: see the module.
+
+    Returns:
+        Csr with int32 values in units of 2**-30; every row sums to exactly 2**30, or is empty where the sample is
+        missing from its own list.
+
+    Raises:
+        ValueError: shapes, dtypes or ranges as above; repeated indices in a row.
+
+    Source: V in Zhong et al., CVPR 2017, equations 3 to 7.
+    """
+    tensor = _features("k_reciprocal_encoding", features)
+    lists = _indices("k_reciprocal_encoding", "neighbor_idx", neighbor_idx, torch.int32).to(tensor.device)
+    k1_half = _integer("k_reciprocal_encoding", "k1_half", k1_half)
+    return _wrap(call(progress, torch.ops.dmic.k_reciprocal_encoding.default, tensor, lists, k1_half), features)
+
+
+@torch.library.register_fake("dmic::k_reciprocal_encoding")
+def _(features, neighbor_idx, k1_half):
+    return _fake_csr(features, features.shape[0], torch.int32)
+
+
+def invariant_expansion(
+    encoding: Csr,
+    neighbor_idx: Any,
+    k2: int,
+    camera_ids: Any = None,
+    modality_ids: Any = None,
+    *,
+    progress: Progress | None = None,
+) -> Csr:
+    """The mean encoding of each sample's k2 nearest samples, nested: sample, then camera, then modality.
+
+    With neither ids this is plain local query expansion; with camera ids, camera-invariant; with modality ids alone,
+    modality-invariant; with both, modality-camera-invariant (MIE): each modality present among the neighbours weighs
+    the same, each camera in it, each sample in that.
+
+    Args:
+        encoding: Csr [N, N] of `k_reciprocal_encoding`.
+        neighbor_idx: integers [N, >= k2] in [0, N), nearest first.
+        k2: neighbours averaged, counting the sample itself; 1 returns the encoding unchanged.
+        camera_ids: integers [N], not negative, or None for one camera. Gaps are fine.
+        modality_ids: integers [N], not negative, or None for one modality.
+        progress: see the module.
+
+    Returns:
+        Csr like the encoding: int32 in units of 2**-30, rows summing to exactly 2**30 or empty.
+
+    Raises:
+        ValueError: shapes, dtypes or ranges as above; rows of the encoding that do not sum to 2**30.
+
+    Source: PCA (plain and modality-invariant), DMIC section MIE; arXiv 2412.08231.
+    """
+    op = "invariant_expansion"
+    parts = _csr(op, "encoding", encoding)
+    device = parts[0].device
+    lists = _indices(op, "neighbor_idx", neighbor_idx, torch.int32).to(device)
+    cameras = _ids(op, "camera_ids", camera_ids, device)
+    modalities = _ids(op, "modality_ids", modality_ids, device)
+    k2 = _integer(op, "k2", k2)
+    result = call(progress, torch.ops.dmic.invariant_expansion.default, *parts, lists, k2, cameras, modalities)
+    return _wrap(result, encoding.values)
+
+
+@torch.library.register_fake("dmic::invariant_expansion")
+def _(row_ptr, col_idx, values, neighbor_idx, k2, camera_ids=None, modality_ids=None):
+    return _fake_csr(row_ptr, row_ptr.shape[0] - 1, torch.int32)
+
+
+def jaccard_distance(encoding: Csr, max_distance: float, *, progress: Progress | None = None) -> Csr:
+    """Jaccard distances of all pairs within max_distance: J = 1 - s / (2 - s), s = sum of the smaller weights.
+
+    Args:
+        encoding: Csr [N, N] of `invariant_expansion` or `k_reciprocal_encoding`.
+        max_distance: in [0, 1]; compared in float32, as ``values <= max_distance`` would be. 1 returns every pair
+            that overlaps at all, which can be thousands a row.
+        progress: see the module.
+
+    Returns:
+        Csr with float32 values: pairs with s > 0 and J <= max_distance, in both directions, with the diagonal (of
+        non-empty rows). Pairs that are not stored are farther; without overlap J is 1.
+
+    Raises:
+        ValueError: max_distance out of range; rows of the encoding that do not sum to 2**30.
+
+    Source: Zhong et al., CVPR 2017, equation 10.
+    """
+    parts = _csr("jaccard_distance", "encoding", encoding)
+    max_distance = _number("jaccard_distance", "max_distance", max_distance)
+    return _wrap(call(progress, torch.ops.dmic.jaccard_distance.default, *parts, max_distance), encoding.values)
+
+
+@torch.library.register_fake("dmic::jaccard_distance")
+def _(row_ptr, col_idx, values, max_distance):
+    return _fake_csr(row_ptr, row_ptr.shape[0] - 1, torch.float32)
+
+
+def dbscan(distance: Csr, eps: float, min_samples: int, *, progress: Progress | None = None) -> tuple[Any, Any]:
+    """DBSCAN on sparse distances; the same labels as scikit-learn's ``DBSCAN(metric="precomputed")``.
+
+    Args:
+        distance: symmetric Csr [N, N], float32, of `jaccard_distance` with max_distance >= eps. Pairs that are not
+            stored count as farther than eps.
+        eps: radius, at least 0; compared in float32.
+        min_samples: samples within eps, the sample itself included, that make it a core sample; at least 1.
+        progress: see the module.
+
+    Returns:
+        labels: int64 [N]; clusters numbered by their smallest core index, a border sample in the lowest-numbered
+            cluster that has a core sample within eps, -1 for noise.
+        core_mask: bool [N].
+
+    Raises:
+        ValueError: distances that are not symmetric, negative or NaN; eps or min_samples out of range.
+
+    Source: Ester et al., KDD 1996.
+    """
+    parts = _csr("dbscan", "distance", distance)
+    eps, min_samples = _number("dbscan", "eps", eps), _integer("dbscan", "min_samples", min_samples)
+    restore = like(distance.values)
+    labels, core_mask = call(progress, torch.ops.dmic.dbscan.default, *parts, eps, min_samples)
+    return restore(labels), restore(core_mask)
+
+
+@torch.library.register_fake("dmic::dbscan")
+def _(row_ptr, col_idx, values, eps, min_samples):
+    rows = row_ptr.shape[0] - 1
+    return row_ptr.new_empty(rows), row_ptr.new_empty(rows, dtype=torch.bool)
+
+
+def round_features(features: Any, exponent: int, *, progress: Progress | None = None) -> tuple[Any, Any]:
+    """features * 2**exponent rounded to float16, and a bound on what the rounding lost: what certificates are made of.
+
+    Args:
+        features: floating point [N, d], finite.
+        exponent: in [-126, 127]; no scaled value may exceed 65504 in magnitude.
+        progress: see the module.
+
+    Returns:
+        rounded: float16 [N, d], to nearest even.
+        residual_norm: float32 [N], the Euclidean norm of features * 2**exponent - rounded, rounded up.
+
+    Raises:
+        ValueError: features not finite, or out of the range of float16 after scaling.
+    """
+    tensor = _features("round_features", features)
+    exponent = _integer("round_features", "exponent", exponent)
+    restore = like(features)
+    rounded, residual_norm = call(progress, torch.ops.dmic.round_features.default, tensor, exponent)
+    return restore(rounded), restore(residual_norm)
+
+
+@torch.library.register_fake("dmic::round_features")
+def _(features, exponent):
+    return features.new_empty(features.shape, dtype=torch.float16), features.new_empty(features.shape[0])
