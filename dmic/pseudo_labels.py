@@ -1,0 +1,512 @@
+"""From features and ids to pseudo labels: the five ops in a row, as a function and as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import operator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ._arrays import dtype_name, like, to_tensor
+from .constants import NOISE
+from .csr import Csr
+
+FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+
+NOISE_EPS = 0.8  # the distance from which on pairs of unstructured features are common
+ENTRY_BYTES = 8  # one stored entry of a Csr: int32 column, int32 or float32 value
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PseudoLabels:
+    """What a clustering found.
+
+    Attributes:
+        labels: int64 [N]; clusters are numbered from 0 by their smallest core sample, NOISE (-1) is outside them all.
+        core_mask: bool [N]; samples with at least min_samples samples, themselves included, within eps.
+        num_clusters: number of clusters.
+        num_outliers: number of samples labelled NOISE.
+        seconds: wall time of every stage that ran, in order.
+    """
+
+    labels: Any
+    core_mask: Any
+    num_clusters: int
+    num_outliers: int
+    seconds: dict[str, float]
+
+    def cluster_sizes(self) -> Any:
+        """Number of samples in each cluster, int64 [num_clusters], outliers left out."""
+        labels = to_tensor(self.labels, "PseudoLabels: labels")
+        return like(self.labels)(torch.bincount(labels[labels != NOISE]))
+
+    def __repr__(self) -> str:
+        counts = f"num_samples={len(self.labels)}, num_clusters={self.num_clusters}, num_outliers={self.num_outliers}"
+        return f"PseudoLabels({counts}, seconds={sum(self.seconds.values()):.3f})"
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that each stage holds at its peak, results of earlier stages included, features not."""
+
+    stages: dict[str, int]
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.stages.values(), default=0)
+
+    def __str__(self) -> str:
+        return f"{format_bytes(self.peak_bytes)} (in {max(self.stages, key=self.stages.__getitem__)})"
+
+
+def estimate_memory(
+    num_samples: int, num_features: int, *, k1: int = 30, k2: int = 6, eps: float = 0.6, copy_features: bool = False
+) -> MemoryEstimate:
+    """Memory that `pseudo_labels` needs beyond the features.
+
+    How many entries the encodings and distances hold depends on the data. The figures assumed here, per row and at
+    most N, cover everything we measured, features without any structure included: 2 k1 for an encoding; k1 k2 after
+    expansion; for the distances k1 / s, where s = 2 (1 - eps) / (2 - eps) is the overlap that eps stands for. Above
+    eps = 0.8, where noise-like features overlap by as much, all rows that share a column are assumed to be that near.
+
+    Args:
+        num_samples: N.
+        num_features: d.
+        k1, k2, eps: as in `pseudo_labels`.
+        copy_features: whether the features must first be copied, because they are not contiguous float32.
+    """
+    n = num_samples
+    workers = torch.get_num_threads() * (5_000_000 + 2_000 * num_features + 12 * n)
+    features = 4 * n * num_features if copy_features else 0
+    neighbors = 4 * n * k1
+    candidates = n * (ENTRY_BYTES * (3 * k1 + 64) + 32)
+    encoding_length = 2 * k1
+    expanded_length = encoding_length if k2 == 1 else max(encoding_length, k1 * k2)
+    overlap = 2 * (1 - eps) / (2 - eps)
+    distance_length = math.ceil(k1 / overlap) if eps <= NOISE_EPS else expanded_length**2
+    lengths = (encoding_length, expanded_length, distance_length)
+    encoding, expanded, distance = (ENTRY_BYTES * n * min(n, length) for length in lengths)
+    stages = {
+        "knn_graph": features + 2 * neighbors + candidates + workers,
+        "k_reciprocal_encoding": features + neighbors + 2 * encoding + workers,
+        "invariant_expansion": neighbors + encoding + 2 * expanded + workers,
+        # rows, inverted lists, and what the allocator still keeps of the stage before
+        "jaccard_distance": 3 * expanded + 2 * distance + workers,
+        "dbscan": distance + 32 * n,
+    }
+    if k2 == 1:
+        del stages["invariant_expansion"]
+    return MemoryEstimate(stages)
+
+
+def pseudo_labels(
+    features: Any = None,
+    *,
+    camera_ids: Any = None,
+    modality_ids: Any = None,
+    k1: int = 30,
+    k2: int = 6,
+    eps: float = 0.6,
+    min_samples: int = 4,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+    neighbor_idx: Any = None,
+    encoding: Csr | None = None,
+    distance: Csr | None = None,
+) -> PseudoLabels:
+    """Cluster a gallery: exact neighbours, k-reciprocal encoding, invariant expansion, Jaccard distance, DBSCAN.
+
+    Without ids this is the classic pipeline; with camera ids the expansion is camera-invariant, with modality ids
+    modality-invariant, with both modality-camera-invariant (MIE of DMIC, arXiv 2412.08231). Memory is linear in N.
+
+    Each step accepts the result of the step before, which is then not computed; what a given step makes needless
+    need not be given, so that `features` can be None once the neighbours and the encoding are known.
+
+    Args:
+        features: [N, d] float32, float16, bfloat16 or float64, on the CPU or a GPU; norms are arbitrary.
+        camera_ids: [N] integers >= 0, or None for one camera.
+        modality_ids: [N] integers >= 0 (`VISIBLE`, `INFRARED`), or None for one modality.
+        k1: size of the neighbour lists, the sample itself included; in [1, N].
+        k2: how many of them the expansion averages; in [1, k1]; 1 leaves it out, and the ids without effect.
+        eps: DBSCAN radius, a Jaccard distance in [0, 1].
+        min_samples: neighbours within eps, the sample itself included, that make a core sample.
+        max_memory: bytes; if `estimate_memory` says more, nothing is computed and ValueError is raised.
+        progress: called as progress(stage, done, total), a few times a second, from the calling thread.
+        neighbor_idx: [N, >= k1] integers in [0, N), nearest first, distinct in a row: the result of `knn_graph`, or a
+            search of your own. Only the first k1 columns count.
+        encoding: the result of `k_reciprocal_encoding`, not expanded yet. Neighbours are still needed unless k2 is 1.
+        distance: the result of `jaccard_distance` with a max_distance of at least eps. Nothing else is needed.
+
+    Returns:
+        PseudoLabels with arrays of the kind of `features`, on its device (else of what is given in its place).
+
+    Raises:
+        ValueError: in one line, before any work: an argument is out of range, has the wrong shape or dtype, holds NaN
+            or infinity, or would be without effect, or the memory estimate exceeds `max_memory`.
+        TypeError: an argument is not an array.
+    """
+    name = "pseudo_labels"
+    k1, k2, eps = check_search(name, k1, k2, eps)
+    min_samples = _integer(name, "min_samples", min_samples)
+    if min_samples < 1:
+        raise ValueError(f"{name}: min_samples must be at least 1, got {min_samples}")
+    inputs = check_inputs(name, features, camera_ids, modality_ids, neighbor_idx, encoding, distance, k1, k2)
+    _check_memory(name, inputs, k1, k2, eps, max_memory)
+    back = like(next(given for given in (features, _values(distance), _values(encoding)) if given is not None))
+    del features, neighbor_idx, encoding, distance
+
+    seconds: dict[str, float] = {}
+    if inputs.num_samples == 0:
+        labels, core_mask = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
+        labels, core_mask = labels.to(inputs.device), core_mask.to(inputs.device)
+    else:
+        device = inputs.device
+        distance = sparse_distance(inputs, k1, k2, eps, progress, seconds)
+        with _timed(seconds, "dbscan", device):
+            labels, core_mask = _ops().dbscan(distance, eps, min_samples, progress=progress)
+    num_clusters = int(labels.max()) + 1 if len(labels) else 0
+    num_outliers = int((labels == NOISE).sum())
+    return PseudoLabels(back(labels), back(core_mask), num_clusters, num_outliers, seconds)
+
+
+class JaccardDBSCAN:
+    """`pseudo_labels` with the conventions of scikit-learn, which is not needed for it.
+
+    Parameters are those of `pseudo_labels` and are checked by `fit`, as scikit-learn has it.
+
+    Attributes (after `fit`):
+        labels_: int64 [N]; -1 is noise.
+        core_sample_indices_: int64 [number of core samples], ascending.
+        components_: the features of the core samples, [number of core samples, d]; read from X when asked for.
+        n_features_in_: d, or None after a fit without features.
+        pseudo_labels_: the whole PseudoLabels, with the seconds of each stage.
+
+    >>> import numpy as np
+    >>> points = np.repeat(np.eye(2, dtype=np.float32), 5, axis=0) + np.linspace(0, 0.1, 10)[:, None]
+    >>> JaccardDBSCAN(k1=5, k2=2, eps=0.5).fit_predict(points)
+    array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1])
+    """
+
+    def __init__(
+        self,
+        k1: int = 30,
+        k2: int = 6,
+        eps: float = 0.6,
+        min_samples: int = 4,
+        max_memory: int | None = None,
+        progress: Progress | None = None,
+    ):
+        self.k1 = k1
+        self.k2 = k2
+        self.eps = eps
+        self.min_samples = min_samples
+        self.max_memory = max_memory
+        self.progress = progress
+
+    def fit(
+        self,
+        X: Any,
+        y: Any = None,
+        *,
+        camera_ids: Any = None,
+        modality_ids: Any = None,
+        neighbor_idx: Any = None,
+        encoding: Csr | None = None,
+        distance: Csr | None = None,
+    ) -> JaccardDBSCAN:
+        """Cluster the features X [N, d]; y is there for scikit-learn's pipelines and ignored. See `pseudo_labels`."""
+        result = pseudo_labels(
+            X,
+            camera_ids=camera_ids,
+            modality_ids=modality_ids,
+            neighbor_idx=neighbor_idx,
+            encoding=encoding,
+            distance=distance,
+            **self.get_params(),
+        )
+        self._X = X
+        self.n_features_in_ = None if X is None else to_tensor(X, "JaccardDBSCAN: X").shape[1]
+        self.pseudo_labels_ = result
+        self.labels_ = result.labels
+        core_mask = to_tensor(result.core_mask, "JaccardDBSCAN: core_mask")
+        self.core_sample_indices_ = like(result.core_mask)(core_mask.nonzero().flatten())
+        return self
+
+    def fit_predict(self, X: Any, y: Any = None, **inputs: Any) -> Any:
+        """`fit`, and return `labels_`."""
+        return self.fit(X, y, **inputs).labels_
+
+    @property
+    def components_(self) -> Any:
+        if getattr(self, "_X", None) is None:
+            raise AttributeError("JaccardDBSCAN: components_ exists after a fit with features")
+        core_idx = to_tensor(self.core_sample_indices_, "JaccardDBSCAN: core_sample_indices_")
+        return like(self._X)(to_tensor(self._X, "JaccardDBSCAN: X")[core_idx])
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The constructor's parameters by name; `deep` is there for scikit-learn and changes nothing."""
+        return {name: getattr(self, name) for name in _defaults(type(self))}
+
+    def set_params(self, **params: Any) -> JaccardDBSCAN:
+        """Change parameters by name. Raises ValueError for an unknown one and names the nearest known one."""
+        known = self.get_params()
+        for name in params:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"JaccardDBSCAN: there is no parameter {name!r}, did you mean {near!r}?")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        defaults = _defaults(type(self))
+        changed = (f"{name}={value!r}" for name, value in self.get_params().items() if value != defaults[name])
+        return f"{type(self).__name__}({', '.join(changed)})"
+
+
+@dataclass
+class Inputs:
+    """Checked inputs of the clustering, as tensors on one device; a stage clears what no later stage reads."""
+
+    num_samples: int
+    device: torch.device
+    features: torch.Tensor | None
+    camera_ids: torch.Tensor | None
+    modality_ids: torch.Tensor | None
+    neighbor_idx: torch.Tensor | None
+    encoding: Csr | None
+    distance: Csr | None
+
+
+def check_search(name: str, k1: Any, k2: Any, eps: Any) -> tuple[int, int, float]:
+    """The parameters of the distance as plain numbers; ValueError, in the name of the caller, if out of range."""
+    k1, k2 = _integer(name, "k1", k1), _integer(name, "k2", k2)
+    if k1 < 1:
+        raise ValueError(f"{name}: k1 must be in [1, N], got k1={k1}")
+    if not 1 <= k2 <= k1:
+        raise ValueError(f"{name}: k2 must be in [1, k1], got k2={k2} with k1={k1}")
+    try:
+        radius = float(eps)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: eps must be a number in [0, 1], got {eps!r}") from None
+    if not 0 <= radius <= 1:
+        raise ValueError(f"{name}: eps must be in [0, 1], got {eps}")
+    return k1, k2, radius
+
+
+def check_inputs(
+    name: str,
+    features: Any,
+    camera_ids: Any,
+    modality_ids: Any,
+    neighbor_idx: Any,
+    encoding: Csr | None,
+    distance: Csr | None,
+    k1: int,
+    k2: int,
+) -> Inputs:
+    """Everything that can be wrong with the arrays, found before any work; see `pseudo_labels`."""
+    if distance is not None:
+        earlier = {"camera_ids": camera_ids, "modality_ids": modality_ids, "neighbor_idx": neighbor_idx}
+        for argument, given in {**earlier, "encoding": encoding}.items():
+            if given is not None:
+                raise ValueError(f"{name}: {argument} has no effect when distance is given; leave one of them out")
+        return _check_distance(name, features, distance)
+
+    tensor = None if features is None else _check_features(name, features)
+    rows = None if encoding is None else _check_csr(name, "encoding", encoding, torch.int32)
+    if tensor is None and rows is None:
+        raise ValueError(f"{name}: features are needed to compute the encoding, got None")
+    if tensor is None and neighbor_idx is None and k2 > 1:
+        raise ValueError(f"{name}: features or neighbor_idx are needed for an expansion with k2={k2}, got None")
+    n, device = (rows.num_rows, rows.values.device) if tensor is None else (len(tensor), tensor.device)
+    if rows is not None and rows.num_rows != n:
+        raise ValueError(f"{name}: encoding must have one row per sample, got {rows.num_rows} rows with N={n}")
+    if n and k1 > n:
+        raise ValueError(f"{name}: k1 must be in [1, N], got k1={k1} with N={n}")
+    return Inputs(
+        num_samples=n,
+        device=device,
+        features=tensor,
+        camera_ids=_check_ids(name, "camera_ids", camera_ids, n, device),
+        modality_ids=_check_ids(name, "modality_ids", modality_ids, n, device),
+        neighbor_idx=None if neighbor_idx is None else _check_neighbors(name, neighbor_idx, n, k1, device),
+        encoding=None if rows is None else rows.to(device),
+        distance=None,
+    )
+
+
+def sparse_distance(
+    inputs: Inputs, k1: int, k2: int, max_distance: float, progress: Progress | None, seconds: dict[str, float]
+) -> Csr:
+    """The Jaccard distances up to `max_distance`. Takes its inputs apart: what is used up is freed at once."""
+    if inputs.distance is not None:
+        return inputs.distance
+    ops, device = _ops(), inputs.device
+    features, encoding, neighbor_idx = inputs.features, inputs.encoding, inputs.neighbor_idx
+    inputs.features = inputs.encoding = inputs.neighbor_idx = None
+    if features is not None:
+        features = features.to(torch.float32).contiguous()
+    if neighbor_idx is None and (encoding is None or k2 > 1):
+        with _timed(seconds, "knn_graph", device):
+            neighbor_idx = ops.knn_graph(features, k1, progress=progress)[0]
+    if encoding is None:
+        k1_half = int(np.around(k1 / 2))  # half to even, as published
+        with _timed(seconds, "k_reciprocal_encoding", device):
+            encoding = ops.k_reciprocal_encoding(features, neighbor_idx, k1_half, progress=progress)
+    del features
+    if k2 > 1:
+        with _timed(seconds, "invariant_expansion", device):
+            encoding = ops.invariant_expansion(
+                encoding, neighbor_idx, k2, inputs.camera_ids, inputs.modality_ids, progress=progress
+            )
+    del neighbor_idx
+    with _timed(seconds, "jaccard_distance", device):
+        return ops.jaccard_distance(encoding, max_distance, progress=progress)
+
+
+def needs_copy(features: torch.Tensor) -> bool:
+    """Whether the ops, which read contiguous float32, need a copy of the features."""
+    return features.dtype != torch.float32 or not features.is_contiguous()
+
+
+def format_bytes(count: int) -> str:
+    """Bytes for people: 1 MB is 10**6 bytes."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
+
+
+def _check_memory(name: str, inputs: Inputs, k1: int, k2: int, eps: float, max_memory: int | None) -> None:
+    if max_memory is None:
+        return
+    max_memory = _integer(name, "max_memory", max_memory)
+    if inputs.distance is not None:
+        return
+    features = inputs.features
+    copied = features is not None and needs_copy(features)
+    num_features = 0 if features is None else features.shape[1]
+    estimate = estimate_memory(inputs.num_samples, num_features, k1=k1, k2=k2, eps=eps, copy_features=copied)
+    if estimate.peak_bytes > max_memory:
+        raise ValueError(
+            f"{name}: about {estimate} is needed beyond the features, max_memory allows {format_bytes(max_memory)}; "
+            f"raise it or lower k1={k1}, k2={k2} or eps={eps}"
+        )
+
+
+def _check_distance(name: str, features: Any, distance: Csr) -> Inputs:
+    rows = _check_csr(name, "distance", distance, torch.float32)
+    if features is not None:
+        shape = to_tensor(features, f"{name}: features").shape
+        if len(shape) != 2 or shape[0] != rows.num_rows:
+            got = f"{rows.num_rows} rows with features of shape {tuple(shape)}"
+            raise ValueError(f"{name}: distance must have one row per sample, got {got}")
+    if rows.nnz and not bool((rows.values >= 0).all()):
+        raise ValueError(f"{name}: distance must not hold negative values or NaN, got {float(rows.values.min())}")
+    return Inputs(rows.num_rows, rows.values.device, None, None, None, None, None, rows)
+
+
+def _check_features(name: str, features: Any) -> torch.Tensor:
+    tensor = to_tensor(features, f"{name}: features")
+    if tensor.dim() != 2:
+        raise ValueError(f"{name}: features must have shape [N, d], got {tuple(tensor.shape)}")
+    if tensor.dtype not in FEATURE_DTYPES:
+        allowed = ", ".join(dtype_name(t) for t in FEATURE_DTYPES)
+        raise ValueError(f"{name}: features must be one of {allowed}, got {dtype_name(tensor.dtype)}")
+    if tensor.numel():
+        low, high = (float(bound) for bound in torch.aminmax(tensor))  # NaN wins both; no temporary the size of it
+        largest = torch.finfo(torch.float32).max
+        if not (math.isfinite(low) and math.isfinite(high)):
+            row = next(i for i, values in enumerate(tensor) if not bool(values.isfinite().all()))
+            value = float(tensor[row][~tensor[row].isfinite()][0])
+            raise ValueError(f"{name}: features must be finite, got {value} in row {row}")
+        if max(-low, high) > largest:
+            raise ValueError(f"{name}: features must fit float32, got {low if -low > high else high}")
+    return tensor
+
+
+def _check_ids(name: str, argument: str, ids: Any, n: int, device: torch.device) -> torch.Tensor | None:
+    if ids is None:
+        return None
+    tensor = to_tensor(ids, f"{name}: {argument}")
+    if tensor.dim() != 1 or len(tensor) != n:
+        raise ValueError(f"{name}: {argument} must have shape [N], got {tuple(tensor.shape)} with N={n}")
+    if n and tensor.dtype not in ID_DTYPES:
+        raise ValueError(f"{name}: {argument} must be integers, got {dtype_name(tensor.dtype)}")
+    signed = tensor.to(torch.int64)
+    lowest = int(signed.min()) if n else 0
+    if lowest < 0:
+        got = lowest + 2**64 if tensor.dtype == torch.uint64 else lowest
+        raise ValueError(f"{name}: {argument} must be in [0, 2**63), got {got}")
+    return signed.to(device)
+
+
+def _check_neighbors(name: str, neighbor_idx: Any, n: int, k1: int, device: torch.device) -> torch.Tensor:
+    tensor = to_tensor(neighbor_idx, f"{name}: neighbor_idx")
+    if tensor.dim() != 2 or len(tensor) != n or (n and tensor.shape[1] < k1):
+        got = f"{tuple(tensor.shape)} with N={n} and k1={k1}"
+        raise ValueError(f"{name}: neighbor_idx must have shape [N, k1 or more], got {got}")
+    if n and tensor.dtype not in ID_DTYPES:
+        raise ValueError(f"{name}: neighbor_idx must be integers, got {dtype_name(tensor.dtype)}")
+    tensor = tensor[:, :k1]
+    if tensor.numel():
+        low, high = (int(bound) for bound in torch.aminmax(tensor.to(torch.int64)))
+        if low < 0 or high >= n:
+            raise ValueError(f"{name}: neighbor_idx must be in [0, N), got {low if low < 0 else high} with N={n}")
+    return tensor.to(device, torch.int32).contiguous()
+
+
+def _check_csr(name: str, argument: str, rows: Any, dtype: torch.dtype) -> Csr:
+    """A square Csr from outside, as tensors on its own device."""
+    if not isinstance(rows, Csr):
+        raise TypeError(f"{name}: {argument} must be a Csr, got {type(rows).__name__}")
+    values = to_tensor(rows.validate(f"{name}: {argument}").values, f"{name}: {argument}")
+    if rows.num_rows != rows.num_cols:
+        raise ValueError(f"{name}: {argument} must be square, got shape {rows.shape}")
+    if values.dtype != dtype:
+        raise ValueError(f"{name}: {argument} must hold {dtype_name(dtype)} values, got {dtype_name(values.dtype)}")
+    return rows.to(values.device)
+
+
+def _integer(name: str, argument: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}: {argument} must be an integer, got {value!r}") from None
+
+
+def _values(rows: Csr | None) -> Any:
+    return None if rows is None else rows.values
+
+
+def _defaults(estimator: type) -> dict[str, Any]:
+    parameters = inspect.signature(estimator.__init__).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+
+
+def _ops() -> Any:
+    """The compiled ops, loaded on first use: `dmic doctor` must run when the library does not load."""
+    from . import ops
+
+    return ops
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds[stage] = time.perf_counter() - start

@@ -1,0 +1,19 @@
+"""Shared by all tests. This file also puts `generators`, `oracles` and `compare` on the import path."""
+
+import generators
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def gallery() -> generators.Gallery:
+    """300 samples of about 25 identities by six cameras of two modalities; 33 features."""
+    return generators.gallery(300, 33)
+
+
+@pytest.fixture
+def threads():
+    """Call it to set torch's number of threads; the test leaves no trace."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
