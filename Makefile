@@ -49,7 +49,6 @@ unit: $(DEV) build
 	$(PY) -m pytest tests
 
 smoke: $(DEV) build
-	$(PY) -m benchmarks.bench_pseudo_labels --smoke
 	$(PY) -m pytest benchmarks --benchmark-disable
 
 # The torch-free half: kernels, emulator and C++ tests.

@@ -34,6 +34,10 @@ def call(progress, op, *arguments):
     """Run an op with progress reports and interrupts; an exception raised by the callback or by Ctrl-C propagates."""
     if torch.compiler.is_compiling():
         return op(*arguments)
+    device, name = arguments[0].device.type, op._schema.name
+    if device == "cuda" and not torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA"):
+        stem = name.partition("::")[2]
+        raise NotImplementedError(f"{stem}: this build has no CUDA kernel for it; move the arguments to the CPU")
     return _C.run(progress, op, arguments)
 
 

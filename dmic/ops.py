@@ -171,7 +171,7 @@ def invariant_expansion(
 
     Args:
         encoding: Csr [N, N] of `k_reciprocal_encoding`.
-        neighbor_idx: integers [N, >= k2] in [0, N), nearest first.
+        neighbor_idx: integers [N, >= k2] in [0, N), distinct in a row, nearest first.
         k2: neighbours averaged, counting the sample itself; 1 returns the encoding unchanged.
         camera_ids: integers [N], not negative, or None for one camera. Gaps are fine.
         modality_ids: integers [N], not negative, or None for one modality.

@@ -28,23 +28,26 @@ EXP_COEFFICIENTS = (
 )  # fmt: skip
 
 
-def dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Dot product in the canonical order. x, y: float32 [..., d], broadcast against each other; float64 [...].
-
-    The product of two float32 is exact in float64, so only the order of the additions matters: partial sum l
-    adds elements l, l + 128, l + 256, ... in turn, then the 128 sums are folded in halves.
-    """
-    x, y = np.broadcast_arrays(np.asarray(x, np.float32), np.asarray(y, np.float32))
-    d = x.shape[-1]
-    sums = np.zeros((*x.shape[:-1], LANES))
+def ordered_sum(terms: np.ndarray) -> np.ndarray:
+    """Sum over the last axis in the canonical order: partial sum l adds terms l, l + 128, l + 256, ... in turn, then
+    the 128 sums are folded in halves. terms: float64 [..., d]; float64 [...]."""
+    d = terms.shape[-1]
+    sums = np.zeros((*terms.shape[:-1], LANES))
     for start in range(0, d, LANES):
         width = min(LANES, d - start)
-        part = slice(start, start + width)
-        sums[..., :width] += x[..., part].astype(np.float64) * y[..., part].astype(np.float64)
+        sums[..., :width] += terms[..., start : start + width]
     while sums.shape[-1] > 1:
         half = sums.shape[-1] // 2
         sums = sums[..., :half] + sums[..., half:]
     return sums[..., 0]
+
+
+def dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Dot product of float32 rows [..., d], broadcast against each other; float64 [...].
+
+    The product of two float32 is exact in float64, so only the order of the additions matters.
+    """
+    return ordered_sum(np.asarray(x, np.float32).astype(np.float64) * np.asarray(y, np.float32))
 
 
 def exp(t: np.ndarray) -> np.ndarray:
@@ -193,3 +196,13 @@ def dbscan(distance: Csr, eps: float, min_samples: int) -> tuple[np.ndarray, np.
                         stack.append(j)
         num_clusters += 1
     return labels, core_mask
+
+
+def round_features(features: np.ndarray, exponent: int) -> tuple[np.ndarray, np.ndarray]:
+    """features * 2**exponent as float16, and the norm of what each row lost, rounded up."""
+    scaled = np.ldexp(np.asarray(features).astype(np.float32).astype(np.float64), exponent)
+    rounded = scaled.astype(np.float16)
+    residual = scaled - rounded  # at most 24 bits, so its square is exact
+    bound = np.sqrt(ordered_sum(residual * residual)) * (1 + 2.0**-50)
+    norm = bound.astype(np.float32)
+    return rounded, np.where(norm < bound, np.nextafter(norm, np.float32(np.inf)), norm)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dmic import Csr
+from dmic import Csr, reference
 
 CAMERA_MODALITY = np.array([0, 0, 1, 0, 0, 1])  # visible cameras 0, 1, 3, 4; infrared 2, 5, as on SYSU-MM01
 
@@ -60,6 +60,12 @@ def random_lists(num_samples: int, k1: int, seed: int = 0) -> np.ndarray:
     """Neighbour lists int32 [N, k1]: distinct, in no order, and the sample itself at any place or missing."""
     rng = np.random.default_rng(seed)
     return np.stack([rng.permutation(num_samples)[:k1] for _ in range(num_samples)]).astype(np.int32)
+
+
+def has_ties(features: np.ndarray) -> bool:
+    """Does any sample have two others at the same distance in float32? Then the order depends on the numbering."""
+    distances = np.sort(reference.knn_graph(features, len(features))[1], axis=1)
+    return bool((distances[:, 1:] == distances[:, :-1]).any())
 
 
 def csr_from_dense(dense: np.ndarray) -> Csr:

@@ -67,7 +67,10 @@ struct Worker {
 uint64_t weigh_members(const Expansion& in, int64_t i, Worker& worker) {
   worker.members.clear();
   for (int64_t t = 0; t < in.k2; ++t) {
-    const int32_t j = in.neighbor_idx[i * in.k1 + t];
+    const int32_t* list = in.neighbor_idx + i * in.k1;
+    const int32_t j = list[t];
+    DMIC_CHECK(std::find(list, list + t, j) == list + t,
+               "invariant_expansion: neighbor_idx must hold distinct indices in a row, got ", j, " twice in row ", i);
     if (in.row_ptr[j] < in.row_ptr[j + 1]) worker.members.push_back(j);
   }
   const auto& members = worker.members;

@@ -134,9 +134,10 @@ class Search {
 
   double scaled_norm(int64_t i) const { return norm_sq_[i] * scale_sq_; }
 
-  // Bound on the error of n_j - 2 x_i.y_j as the filter computes it, in scaled units.
+  // Bound on the error of n_j - 2 x_i.y_j as the filter computes it, in scaled units: 16 roundings of n_j are in norm_,
+  // two more in the filter's arithmetic.
   double reach(int64_t i, int64_t j) const {
-    return static_cast<double>(reach_[i]) * length_[j] + 16 * kRounding * (scaled_norm(i) + scaled_norm(j)) +
+    return static_cast<double>(reach_[i]) * length_[j] + 32 * kRounding * (scaled_norm(i) + scaled_norm(j)) +
            8 * kTileUnderflow;
   }
 

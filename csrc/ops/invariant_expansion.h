@@ -1,7 +1,7 @@
 // invariant_expansion(encoding, neighbor_idx, k2, camera_ids?, modality_ids?) -> Csr (row_ptr, col_idx, values)
 //
 // encoding      row_ptr int64 [N + 1], col_idx int32 [nnz], values int32 [nnz]; rows sum to 2^30 or are empty.
-// neighbor_idx  int32 [N, >= k2], indices in [0, N), nearest first.
+// neighbor_idx  int32 [N, >= k2], distinct indices in [0, N) in each row, nearest first.
 // k2            1 <= k2 <= columns of neighbor_idx. 1 returns the encoding.
 // camera_ids    int64 [N], >= 0; absent: one camera.   modality_ids  int64 [N], >= 0; absent: one modality.
 //

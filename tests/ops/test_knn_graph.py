@@ -1,0 +1,303 @@
+"""knn_graph: exact neighbours, canonical distances, ties to the lower index."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from compare import assert_refused, assert_reproducible, assert_same_bits
+from generators import duplicated_features, gallery, grid_features, has_ties
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import dmic
+from dmic import reference
+
+SHAPES = [  # N, d, k1: primes, one past a power of two, one column, all columns
+    (1, 3, 1),
+    (2, 1, 1),
+    (2, 5, 2),
+    (61, 1, 61),
+    (97, 127, 8),
+    (129, 129, 40),
+    (257, 31, 257),
+    (263, 2048, 40),
+]
+
+
+def search(backend, features, k1):
+    """The result, after a look at small blocks too: only when many follow one another do thresholds drop anything."""
+    want = backend.knn_graph(features, k1)
+    for block_rows in (16, 100):
+        assert_same_bits(backend.knn_graph(features, k1, block_rows=block_rows), want, f"block_rows={block_rows}")
+    return want
+
+
+@pytest.mark.parametrize(("n", "d", "k1"), SHAPES)
+def test_equals_the_reference(backend, n, d, k1):
+    features = gallery(n, d, seed=n).features
+    assert_same_bits(backend.knn_graph(features, k1), reference.knn_graph(features, k1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float32])
+def test_every_dtype_equals_the_reference_on_the_same_numbers_in_float32(backend, dtype):
+    features = torch.from_numpy(gallery(193, 67).features).to(dtype)
+    want = reference.knn_graph(features.to(torch.float32).numpy(), 30)
+    assert_same_bits(backend.knn_graph(features, 30), want)
+
+
+@pytest.mark.parametrize(("n", "d", "k1"), [(4096 + 32, 5, 30), (1031, 131, 64), (700, 2, 200)])
+def test_ties_go_to_the_lower_index(backend, n, d, k1):
+    features = grid_features(n, d, seed=d)
+    idx, distances = oracles.exact_neighbors(features, k1 + 1)
+    assert (distances[:, k1 - 1] == distances[:, k1]).mean() > 0.2, "ties must reach the last column"
+    got_idx, got_dist = backend.knn_graph(features, k1)
+    assert np.array_equal(got_idx, idx[:, :k1])
+    assert np.array_equal(got_dist, distances[:, :k1])
+
+
+@pytest.mark.parametrize(("n", "d", "k1", "noise"), [(1031, 256, 40, 0.7), (4096 + 32, 64, 30, 3.0)])
+def test_agrees_with_distances_computed_by_differences(backend, n, d, k1, noise):
+    features = gallery(n, d, seed=2, noise=noise).features
+    idx, dist = (a.numpy() for a in backend.knn_graph(features, k1))
+    exact, tolerance = oracles.squared_distances(features), oracles.squared_distance_tolerance(features)
+    rows = np.arange(n)[:, None]
+    assert (np.sort(idx, axis=1)[:, 1:] > np.sort(idx, axis=1)[:, :-1]).all(), "a neighbour occurs twice"
+    assert (np.abs(dist - exact[rows, idx]) <= tolerance[rows, idx] + oracles.FLOAT32_ROUNDING * dist).all()
+    nearest = np.sort(exact, axis=1)[:, :k1]
+    bound = tolerance.max(1, keepdims=True) + oracles.FLOAT32_ROUNDING * nearest
+    assert (np.abs(dist - nearest) <= bound).all(), "a neighbour is missing"
+    assert (np.diff(dist, axis=1) >= 0).all()
+
+
+def test_every_block_size_gives_the_same_bits(backend):
+    features = backend.put(gallery(389, 33, seed=3).features)
+    want = torch.ops.dmic.knn_graph(features, 20)
+    for block_rows in (1, 7, 64, 129, 256, 388, 389, 390, 100_000):
+        assert_same_bits(torch.ops.dmic.knn_graph(features, 20, block_rows), want, f"block_rows={block_rows}")
+
+
+@pytest.mark.parametrize("features", [gallery(523, 300, seed=4).features, grid_features(523, 3, seed=4)])
+def test_is_reproducible(backend, features):
+    features = backend.put(features)
+    assert_reproducible(lambda: backend.knn_graph(features, 25), [features], backend)
+
+
+def test_strided_views_equal_their_copies(backend):
+    wide = gallery(120, 90, seed=5).features
+    tensor = torch.from_numpy(wide)
+    for view in (tensor[::2], tensor[:, 10:60], tensor[:, ::3], tensor.T, tensor[:, :1].expand(-1, 7)):
+        assert_same_bits(backend.knn_graph(view, 9), reference.knn_graph(view.contiguous().numpy(), 9))
+    for view in (wide[::-1], wide[:, ::-1], np.asfortranarray(wide), np.broadcast_to(wide[:1], (30, 90))):
+        assert_same_bits(dmic.knn_graph(view, 9), reference.knn_graph(np.ascontiguousarray(view), 9))
+
+
+def test_results_come_back_as_the_kind_that_went_in(backend):
+    features = gallery(20, 4).features
+    for array, kind in ((features, np.ndarray), (torch.from_numpy(features), torch.Tensor)):
+        assert all(isinstance(result, kind) for result in dmic.knn_graph(array, 3))
+    idx, dist = dmic.knn_graph(backend.put(features), 3)
+    assert idx.device.type == dist.device.type == backend.device
+
+
+@pytest.mark.parametrize("k1", [0, 1, 40])
+def test_no_samples_have_no_neighbors(backend, k1):
+    idx, dist = backend.knn_graph(np.zeros((0, 7), np.float32), k1)
+    assert idx.shape == dist.shape == (0, k1)
+    assert (idx.dtype, dist.dtype) == (torch.int32, torch.float32)
+
+
+def test_features_without_columns_are_all_equal(backend):
+    assert_same_bits(backend.knn_graph(np.zeros((5, 0), np.float32), 3), reference.knn_graph(np.zeros((5, 0)), 3))
+
+
+def test_more_duplicates_than_k1_push_a_sample_out_of_its_own_list(backend):
+    features, rows = duplicated_features(400, 40, copies=50, seed=6)
+    idx, dist = search(backend, features, 10)
+    assert_same_bits((idx, dist), reference.knn_graph(features, 10))
+    missing = (idx != torch.arange(400)[:, None]).all(1)
+    assert missing.sum() == 40, "50 copies and 10 places: 40 must be missing from their own list"
+    assert np.array_equal(idx[rows], np.tile(rows[:10], (50, 1)))
+    assert (dist[rows] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.37, -1e20])
+def test_equal_rows_all_get_the_first_samples(backend, value):
+    idx, dist = search(backend, np.full((1500, 19), value, np.float32), 12)
+    assert np.array_equal(idx, np.tile(np.arange(12), (1500, 1)))
+    assert (dist == 0).all()
+
+
+def test_zero_vectors_among_others(backend):
+    features = gallery(211, 24, seed=7).features
+    features[::3] = 0.0
+    features[::6] = -0.0
+    assert_same_bits(search(backend, features, 33), reference.knn_graph(features, 33))
+
+
+@pytest.mark.parametrize("scale", [1e-43, 1e-38, 1e-30, 1e-20, 1e-18, 1e10, 1e18, 1e30, 3e38])
+def test_huge_and_tiny_norms(backend, scale):
+    features = (gallery(301, 40, seed=8).features.astype(np.float64) * scale).astype(np.float32)
+    assert np.isfinite(features).all()
+    assert features.any()
+    assert_same_bits(search(backend, features, 17), reference.knn_graph(features, 17))
+
+
+def test_distances_beyond_float32_are_infinite_and_ordered_by_index(backend):
+    idx, dist = search(backend, gallery(50, 40).features * np.float32(1e30), 5)
+    assert torch.isinf(dist[:, 1:]).all()
+    assert np.array_equal(idx[20], [20, 0, 1, 2, 3])
+
+
+def test_norms_of_every_magnitude_in_one_matrix(backend):
+    features = gallery(331, 29, seed=9).features
+    features *= np.float32(10.0) ** np.random.default_rng(9).integers(-37, 38, (331, 1))
+    assert_same_bits(search(backend, features, 30), reference.knn_graph(features, 30))
+
+
+@pytest.mark.parametrize("offset", [1.0, 100.0, 1e6])
+def test_tiny_differences_around_a_large_common_part(backend, offset):
+    """The float32 products are useless here: only the float64 distances can tell the samples apart."""
+    features = (offset + 1e-6 * offset * gallery(347, 50, seed=10).features).astype(np.float32)
+    scores = features @ features.T
+    assert np.unique(scores[0]).size < 300, "float32 scores must be ambiguous"
+    assert_same_bits(search(backend, features, 20), reference.knn_graph(features, 20))
+
+
+def test_one_far_sample_does_not_blur_the_others(backend):
+    features = gallery(229, 16, seed=11).features
+    features[100] *= 1e15
+    assert_same_bits(search(backend, features, 20), reference.knn_graph(features, 20))
+
+
+def test_samples_sorted_from_far_to_near_still_find_their_neighbors(backend):
+    """Every later sample is nearer than all before it: no early threshold rejects anything."""
+    features = (np.arange(900, 0, -1, dtype=np.float32) ** 2)[:, None] * np.ones((1, 3), np.float32)
+    assert_same_bits(search(backend, features, 7), reference.knn_graph(features, 7))
+
+
+def lost_digits(num_near: int, num_far: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose float32 products lose what makes them near, among others whose products are exact.
+
+    Near rows are (1, t, ..., t) with t**2 = 2**-25, so that each of 255 additions to 1 is rounded away and near rows
+    seem 1.5e-5 apart; far rows are (1, 0, ..., 0), truly 7.6e-6 from the near ones. A tiny last column tells rows
+    apart. Returns the features and the indices of the near rows.
+    """
+    rng = np.random.default_rng(12)
+    order = rng.permutation(num_near + num_far)
+    features = np.zeros((num_near + num_far, 256), np.float32)
+    features[:, 0] = 1
+    features[order[:num_near], 1:] = 2.0**-12.5 * (1 - 2.0**-10)
+    features[:, -1] += rng.uniform(0, 1e-5, len(features)).astype(np.float32)
+    return features * np.float32(shift), np.sort(order[:num_near])
+
+
+@pytest.mark.parametrize(
+    ("num_far", "block_rows", "shift"), [(600, 16, 1.0), (600, 16, 2.0**-60), (600, 0, 2.0**60), (4096, 0, 1.0)]
+)
+def test_neighbors_that_float32_products_rank_last_are_found(backend, num_far, block_rows, shift):
+    features, near = lost_digits(50, num_far, shift)
+    unit = features / np.float32(shift)
+    product = np.float32(0)
+    for a, b in zip(unit[near[0]], unit[near[1]], strict=True):
+        product = np.float32(product + a * b)
+    assert product == 1, "every addition but the first must be lost"
+    idx, dist = backend.knn_graph(features, 50, block_rows=block_rows)
+    assert np.array_equal(np.sort(idx[near], axis=1), np.tile(near, (50, 1)))
+    exact = reference.dot(features[near], features[near])
+    products = reference.dot(features[near][:, None], features[near][None])
+    want = np.maximum(exact[:, None] + exact[None] - 2 * products, 0).astype(np.float32)
+    assert_same_bits(dist[near], np.sort(want, axis=1))
+
+
+FEATURES = gallery(32, 6).features
+
+
+@pytest.mark.parametrize(
+    ("features", "k1", "parts"),
+    [
+        (FEATURES, 0, ["k1", "0"]),
+        (FEATURES, -3, ["k1", "-3"]),
+        (FEATURES, 33, ["k1", "33", "N=32"]),
+        (FEATURES, 2.5, ["k1", "2.5"]),
+        (FEATURES[0], 1, ["features", "[6]"]),
+        (FEATURES[None], 1, ["features", "[1, 32, 6]"]),
+        (FEATURES.astype(np.int64), 3, ["features", "int64"]),
+        (FEATURES > 0, 3, ["features", "bool"]),
+        (FEATURES.astype(np.complex64), 3, ["features", "complex64"]),
+        (np.zeros((0, 6), np.float32), -1, ["k1", "-1"]),
+    ],
+)
+def test_bad_arguments_are_named(features, k1, parts):
+    assert_refused(lambda: dmic.knn_graph(features, k1), "knn_graph", *parts)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_values_that_are_not_finite_are_refused(backend, value, dtype):
+    features = torch.tensor(FEATURES, dtype=dtype)
+    features[17, 4] = value
+    assert_refused(lambda: backend.knn_graph(features, 3), "knn_graph", "features", "finite", str(value), "17")
+
+
+def test_float64_beyond_float32_is_refused(backend):
+    features = FEATURES.astype(np.float64)
+    features[5, 1] = 1e300
+    assert_refused(lambda: backend.knn_graph(features, 3), "knn_graph", "features", "5")
+
+
+def test_lists_of_text_are_no_features():
+    with pytest.raises((TypeError, ValueError), match=r"knn_graph: features"):
+        dmic.knn_graph("abc", 1)
+
+
+def test_the_raw_op_checks_its_arguments_too(backend):
+    features = backend.put(FEATURES)
+    for args in ((features.double(), 3), (features[0], 3), (features, 33), (features, 3, -1)):
+        assert_refused(lambda args=args: torch.ops.dmic.knn_graph(*args), "knn_graph")
+
+
+def test_opcheck(backend):
+    for args in ((backend.put(FEATURES), 5), (backend.put(FEATURES)[:0], 3), (backend.put(FEATURES).T, 2, 3)):
+        torch.library.opcheck(torch.ops.dmic.knn_graph, args)
+
+
+def test_compiles(backend):
+    features = backend.put(FEATURES)
+
+    def squared_reach(x):
+        return torch.ops.dmic.knn_graph(x * 2, 4)[1][:, -1] + 1
+
+    compiled = torch.compile(squared_reach, fullgraph=True, backend="aot_eager")
+    assert_same_bits(compiled(features), squared_reach(features))
+    public = torch.compile(lambda x: dmic.knn_graph(x, 4), backend="aot_eager")
+    assert_same_bits(public(features), dmic.knn_graph(features, 4))
+
+
+def test_gradients_are_cut(backend):
+    features = backend.put(FEATURES).clone().requires_grad_()
+    assert not dmic.knn_graph(features, 3)[1].requires_grad
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 4), st.integers(0, 10**6), st.data())
+def test_any_small_grid_equals_exact_arithmetic(n, d, levels, seed, data):
+    k1 = data.draw(st.integers(1, n))
+    features = grid_features(n, d, seed, levels)
+    got = dmic.knn_graph(features, k1)
+    want = oracles.exact_neighbors(features, k1)
+    assert np.array_equal(got[0], want[0])
+    assert np.array_equal(got[1], want[1])
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 80), st.integers(1, 40), st.integers(0, 10**6))
+def test_permuting_the_samples_permutes_the_result(n, d, seed):
+    features = gallery(n, d + 1, seed).features
+    assume(not has_ties(features))
+    order = np.random.default_rng(seed).permutation(n)
+    idx, dist = dmic.knn_graph(features, max(1, n // 2))
+    permuted_idx, permuted_dist = dmic.knn_graph(features[order], max(1, n // 2))
+    assert_same_bits(permuted_dist, dist[order])
+    assert_same_bits(order[permuted_idx].astype(np.int32), idx[order])
