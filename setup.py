@@ -4,8 +4,10 @@ Switches: DMIC_CUDA=0 leaves CUDA out, DMIC_CUDA_ARCH="80;90" chooses architectu
 DMIC_WERROR=1 makes warnings errors, MAX_JOBS bounds parallel compilers.
 """
 
+import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -94,21 +96,18 @@ class BuildExtensionAndKernels(BuildExtension):
         super().build_extension(ext)
 
     def compile_kernel(self, source):
-        output = Path(self.build_temp).resolve() / f"{source.stem}.cuda.o"
-        inputs = [
-            source,
-            Path(__file__),
-            *CSRC.glob("canonical/*"),
-            *CSRC.glob("cuda/kernels/*.cuh"),
-            *CSRC.glob("cuda/compat/*"),
-        ]
-        if output.exists() and output.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
-            return str(output)
-        output.parent.mkdir(parents=True, exist_ok=True)
         targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
         targets.append(f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
         strict = ["-Werror", "all-warnings"] if WERROR else []
-        command = [TOOLKIT[0], *NVCC_FLAGS, *strict, *targets, "-c", source, "-o", output]
+        command = [str(TOOLKIT[0]), *NVCC_FLAGS, *strict, *targets, "-c", str(source)]
+        settings = hashlib.sha256(repr((command, TOOLKIT)).encode()).hexdigest()[:12]  # other settings, another object
+        output = Path(self.build_temp).resolve() / f"{source.stem}.{settings}.o"
+        headers = [*CSRC.glob("canonical/*"), *CSRC.glob("cuda/kernels/*.cuh"), *CSRC.glob("cuda/compat/*")]
+        newest = max(path.stat().st_mtime for path in [source, *headers])
+        if output.exists() and output.stat().st_mtime > newest:
+            return str(output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        command += ["-o", str(output)]
         done = subprocess.run(command, capture_output=True, text=True)
         sys.stdout.write(done.stdout)
         sys.stderr.write(kernel_table(source, done.stderr) if done.returncode == 0 else done.stderr)
@@ -140,9 +139,10 @@ sources = [
     "csrc/python_module.cpp",
     *sorted(str(p.relative_to(ROOT)) for p in CSRC.glob("cpu/*.cpp")),
 ]
-compiler = subprocess.run(
-    [os.environ.get("CXX", "c++"), "--version"], capture_output=True, text=True
-).stdout.splitlines()
+cxx = shlex.split(os.environ.get("CXX", "c++"))
+if shutil.which(cxx[0]) is None:
+    sys.exit(f"dmic: a C++20 compiler is needed and {cxx[0]} was not found; install one (g++ 11 or later) or set CXX")
+compiler = subprocess.run([*cxx, "--version"], capture_output=True, text=True).stdout.splitlines()
 macros = [("TORCH_TARGET_VERSION", TORCH_TARGET), ("DMIC_COMPILER", f'"{compiler[0]}"')]
 if TOOLKIT:
     sources += sorted(str(p.relative_to(ROOT)) for p in CSRC.glob("cuda/*.cpp"))

@@ -79,10 +79,17 @@ PyObject* set_simd_level(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
+// At exit: a thread that still runs an op must not ask for the GIL of an interpreter that is going away.
+PyObject* stop_polling(PyObject*, PyObject*) {
+  dmic::poll_function.store(nullptr);
+  Py_RETURN_NONE;
+}
+
 PyMethodDef methods[] = {
     {"run", run, METH_VARARGS, "run(progress, function, arguments): call with progress reports and interrupts"},
     {"build_info", build_info, METH_NOARGS, "what this library was built with, and the instruction set in use"},
     {"set_simd_level", set_simd_level, METH_VARARGS, "force an instruction set (tests); None chooses the best"},
+    {"stop_polling", stop_polling, METH_NOARGS, "no more progress and interrupts; for the end of the process"},
     {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

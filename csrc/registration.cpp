@@ -8,7 +8,8 @@ STABLE_TORCH_LIBRARY(dmic, m) {
       "invariant_expansion(Tensor row_ptr, Tensor col_idx, Tensor values, Tensor neighbor_idx, int k2, "
       "Tensor? camera_ids=None, Tensor? modality_ids=None) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "jaccard_distance(Tensor row_ptr, Tensor col_idx, Tensor values, float max_distance) -> (Tensor, Tensor, Tensor)");
+      "jaccard_distance(Tensor row_ptr, Tensor col_idx, Tensor values, float max_distance, int max_pairs=-1) -> "
+      "(Tensor, Tensor, Tensor)");
   m.def(
       "dbscan(Tensor row_ptr, Tensor col_idx, Tensor values, float eps, int min_samples) -> (Tensor, Tensor)");
   m.def("round_features(Tensor features, int exponent) -> (Tensor, Tensor)");

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -77,13 +78,24 @@ def _from_numpy(array: np.ndarray, argument: str) -> torch.Tensor:
         raise ValueError(f"{argument} must not be a masked array; fill or drop the masked entries first")
     if array.dtype.name == "bfloat16":  # ml_dtypes; numpy itself has no such type
         return _from_numpy(array.view(np.int16), argument).view(torch.bfloat16)
-    if array.dtype.kind not in "biuf" or array.dtype == np.longdouble:
+    if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
         raise ValueError(f"{argument} must hold real numbers or booleans, got dtype {array.dtype}")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):
         array = array.copy(order="C")
     return torch.from_numpy(np.asarray(array if array.flags.writeable else _Writable(array)))
+
+
+def to_integer(value: Any, argument: str) -> int:
+    """`value` as an int that fits int64, or ValueError naming `argument`, such as `"knn_graph: k1"`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{argument} must be an integer, got {value!r}") from None
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{argument} must fit 64 bits, got {number}")
+    return number
 
 
 def dtype_name(dtype: torch.dtype) -> str:

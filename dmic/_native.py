@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+
 import torch
 
 from ._version import __version__
@@ -42,3 +44,4 @@ def call(progress, op, *arguments):
 
 
 set_simd_level = _C.set_simd_level
+atexit.register(_C.stop_polling)

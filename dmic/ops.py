@@ -9,32 +9,28 @@ second; an exception it raises, like Ctrl-C, stops the op and propagates.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ._arrays import dtype_name, like, to_tensor
+from ._arrays import dtype_name, like, to_integer, to_tensor
 from ._native import call
 from .csr import Csr
 
 Progress = Callable[[str, int, int], None]
-INT32_MAX = 2**31 - 1
 
 
 def _features(op: str, features: Any) -> torch.Tensor:
     tensor = to_tensor(features, f"{op}: features")
     if not tensor.is_floating_point():
         raise ValueError(f"{op}: features must be floating point, got {dtype_name(tensor.dtype)}")
-    return tensor.float().contiguous()
-
-
-def _integer(op: str, name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{op}: {name} must be an integer, got {value!r}") from None
+    single = tensor.float().contiguous()
+    if tensor.dtype == torch.float64 and (lost := single.isinf() & tensor.isfinite()).any():
+        row, column = lost.nonzero()[0].tolist() if tensor.dim() == 2 else (0, 0)
+        value = float(tensor[lost][0])
+        raise ValueError(f"{op}: features must fit float32, got {value} at row {row}, column {column}")
+    return single
 
 
 def _number(op: str, name: str, value: Any) -> float:
@@ -44,21 +40,22 @@ def _number(op: str, name: str, value: Any) -> float:
         raise ValueError(f"{op}: {name} must be a number, got {value!r}") from None
 
 
-def _indices(op: str, name: str, array: Any, dtype: torch.dtype) -> torch.Tensor:
+def _indices(op: str, name: str, array: Any, dtype: torch.dtype, allowed: str = "[0, N)") -> torch.Tensor:
     """Integers of any width as `dtype`; a value that does not fit is an error, not a wrap-around."""
     tensor = to_tensor(array, f"{op}: {name}")
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise ValueError(f"{op}: {name} must be integers, got {dtype_name(tensor.dtype)}")
-    if dtype == torch.int32 and tensor.dtype in (torch.int64, torch.uint32, torch.uint64) and tensor.numel():
-        wide = tensor.to(torch.int64)
-        bad = (wide < 0) | (wide > INT32_MAX)
-        if bad.any():
-            raise ValueError(f"{op}: {name} must be in [0, N), got {int(wide[bad][0])}")
-    return tensor.to(dtype).contiguous()
+    wide = tensor.to(torch.int64)
+    bad = (wide < 0) | (wide > torch.iinfo(dtype).max)
+    if bad.any():
+        value = int(wide[bad][0])
+        value += 2**64 if tensor.dtype == torch.uint64 and value < 0 else 0
+        raise ValueError(f"{op}: {name} must be in {allowed}, got {value}")
+    return wide.to(dtype).contiguous()
 
 
 def _ids(op: str, name: str, array: Any, device: torch.device) -> torch.Tensor | None:
-    return None if array is None else _indices(op, name, array, torch.int64).to(device)
+    return None if array is None else _indices(op, name, array, torch.int64, "[0, 2**63)").to(device)
 
 
 def _csr(op: str, name: str, csr: Csr) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -111,7 +108,7 @@ def knn_graph(features: Any, k1: int, *, block_rows: int = 0, progress: Progress
            [0., 4.]], dtype=float32))
     """
     tensor = _features("knn_graph", features)
-    k1, block_rows = _integer("knn_graph", "k1", k1), _integer("knn_graph", "block_rows", block_rows)
+    k1, block_rows = to_integer(k1, "knn_graph: k1"), to_integer(block_rows, "knn_graph: block_rows")
     restore = like(features)
     neighbor_idx, neighbor_dist = call(progress, torch.ops.dmic.knn_graph.default, tensor, k1, block_rows)
     return restore(neighbor_idx), restore(neighbor_dist)
@@ -145,7 +142,7 @@ def k_reciprocal_encoding(features: Any, neighbor_idx: Any, k1_half: int, *, pro
     """
     tensor = _features("k_reciprocal_encoding", features)
     lists = _indices("k_reciprocal_encoding", "neighbor_idx", neighbor_idx, torch.int32).to(tensor.device)
-    k1_half = _integer("k_reciprocal_encoding", "k1_half", k1_half)
+    k1_half = to_integer(k1_half, "k_reciprocal_encoding: k1_half")
     return _wrap(call(progress, torch.ops.dmic.k_reciprocal_encoding.default, tensor, lists, k1_half), features)
 
 
@@ -191,7 +188,7 @@ def invariant_expansion(
     lists = _indices(op, "neighbor_idx", neighbor_idx, torch.int32).to(device)
     cameras = _ids(op, "camera_ids", camera_ids, device)
     modalities = _ids(op, "modality_ids", modality_ids, device)
-    k2 = _integer(op, "k2", k2)
+    k2 = to_integer(k2, f"{op}: k2")
     result = call(progress, torch.ops.dmic.invariant_expansion.default, *parts, lists, k2, cameras, modalities)
     return _wrap(result, encoding.values)
 
@@ -201,13 +198,17 @@ def _(row_ptr, col_idx, values, neighbor_idx, k2, camera_ids=None, modality_ids=
     return _fake_csr(row_ptr, row_ptr.shape[0] - 1, torch.int32)
 
 
-def jaccard_distance(encoding: Csr, max_distance: float, *, progress: Progress | None = None) -> Csr:
+def jaccard_distance(
+    encoding: Csr, max_distance: float, *, max_pairs: int | None = None, progress: Progress | None = None
+) -> Csr:
     """Jaccard distances of all pairs within max_distance: J = 1 - s / (2 - s), s = sum of the smaller weights.
 
     Args:
         encoding: Csr [N, N] of `invariant_expansion` or `k_reciprocal_encoding`.
         max_distance: in [0, 1]; compared in float32, as ``values <= max_distance`` would be. 1 returns every pair
             that overlaps at all, which can be thousands a row.
+        max_pairs: stop with an error as soon as more pairs than this are found (each counted once), or None. What is
+            returned takes 16 bytes a pair and its making 8 more; a gallery with hubs can have far more than N of them.
         progress: see the module.
 
     Returns:
@@ -215,17 +216,20 @@ def jaccard_distance(encoding: Csr, max_distance: float, *, progress: Progress |
         non-empty rows). Pairs that are not stored are farther; without overlap J is 1.
 
     Raises:
-        ValueError: max_distance out of range; rows of the encoding that do not sum to 2**30.
+        ValueError: max_distance out of range; rows of the encoding that do not sum to 2**30; more than max_pairs.
 
     Source: Zhong et al., CVPR 2017, equation 10.
     """
     parts = _csr("jaccard_distance", "encoding", encoding)
     max_distance = _number("jaccard_distance", "max_distance", max_distance)
-    return _wrap(call(progress, torch.ops.dmic.jaccard_distance.default, *parts, max_distance), encoding.values)
+    limit = -1 if max_pairs is None else to_integer(max_pairs, "jaccard_distance: max_pairs")
+    if max_pairs is not None and limit < 0:
+        raise ValueError(f"jaccard_distance: max_pairs must not be negative, got {max_pairs}")
+    return _wrap(call(progress, torch.ops.dmic.jaccard_distance.default, *parts, max_distance, limit), encoding.values)
 
 
 @torch.library.register_fake("dmic::jaccard_distance")
-def _(row_ptr, col_idx, values, max_distance):
+def _(row_ptr, col_idx, values, max_distance, max_pairs=-1):
     return _fake_csr(row_ptr, row_ptr.shape[0] - 1, torch.float32)
 
 
@@ -250,7 +254,7 @@ def dbscan(distance: Csr, eps: float, min_samples: int, *, progress: Progress | 
     Source: Ester et al., KDD 1996.
     """
     parts = _csr("dbscan", "distance", distance)
-    eps, min_samples = _number("dbscan", "eps", eps), _integer("dbscan", "min_samples", min_samples)
+    eps, min_samples = _number("dbscan", "eps", eps), to_integer(min_samples, "dbscan: min_samples")
     restore = like(distance.values)
     labels, core_mask = call(progress, torch.ops.dmic.dbscan.default, *parts, eps, min_samples)
     return restore(labels), restore(core_mask)
@@ -278,7 +282,7 @@ def round_features(features: Any, exponent: int, *, progress: Progress | None = 
         ValueError: features not finite, or out of the range of float16 after scaling.
     """
     tensor = _features("round_features", features)
-    exponent = _integer("round_features", "exponent", exponent)
+    exponent = to_integer(exponent, "round_features: exponent")
     restore = like(features)
     rounded, residual_norm = call(progress, torch.ops.dmic.round_features.default, tensor, exponent)
     return restore(rounded), restore(residual_norm)

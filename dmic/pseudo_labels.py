@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import operator
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ._arrays import dtype_name, like, to_tensor
+from ._arrays import dtype_name, like, to_integer, to_tensor
 from .constants import NOISE
 from .csr import Csr
 
@@ -23,6 +22,7 @@ FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
 
 NOISE_EPS = 0.8  # the distance from which on pairs of unstructured features are common
+PAIR_BYTES = 24  # one pair while it is found and laid out in both directions
 ENTRY_BYTES = 8  # one stored entry of a Csr: int32 column, int32 or float32 value
 
 Progress = Callable[[str, int, int], None]
@@ -76,9 +76,11 @@ def estimate_memory(
     """Memory that `pseudo_labels` needs beyond the features.
 
     How many entries the encodings and distances hold depends on the data. The figures assumed here, per row and at
-    most N, cover everything we measured, features without any structure included: 2 k1 for an encoding; k1 k2 after
+    most N, are generous for features of similar norms, with identities or without: 2 k1 for an encoding; k1 k2 after
     expansion; for the distances k1 / s, where s = 2 (1 - eps) / (2 - eps) is the overlap that eps stands for. Above
     eps = 0.8, where noise-like features overlap by as much, all rows that share a column are assumed to be that near.
+    A gallery with hubs, samples that are the nearest of very many, can have more pairs within eps than that; the
+    `max_memory` of `pseudo_labels` is kept there too, by an error when they are counted.
 
     Args:
         num_samples: N.
@@ -86,6 +88,7 @@ def estimate_memory(
         k1, k2, eps: as in `pseudo_labels`.
         copy_features: whether the features must first be copied, because they are not contiguous float32.
     """
+    k1, k2, eps = check_search("estimate_memory", k1, k2, eps)
     n = num_samples
     workers = torch.get_num_threads() * (5_000_000 + 2_000 * num_features + 12 * n)
     features = 4 * n * num_features if copy_features else 0
@@ -141,7 +144,8 @@ def pseudo_labels(
         k2: how many of them the expansion averages; in [1, k1]; 1 leaves it out, and the ids without effect.
         eps: DBSCAN radius, a Jaccard distance in [0, 1].
         min_samples: neighbours within eps, the sample itself included, that make a core sample.
-        max_memory: bytes; if `estimate_memory` says more, nothing is computed and ValueError is raised.
+        max_memory: bytes; if `estimate_memory` says more, nothing is computed and ValueError is raised. If there are
+            more pairs within eps than it allows, ValueError is raised while they are counted.
         progress: called as progress(stage, done, total), a few times a second, from the calling thread.
         neighbor_idx: [N, >= k1] integers in [0, N), nearest first, distinct in a row: the result of `knn_graph`, or a
             search of your own. Only the first k1 columns count.
@@ -158,7 +162,7 @@ def pseudo_labels(
     """
     name = "pseudo_labels"
     k1, k2, eps = check_search(name, k1, k2, eps)
-    min_samples = _integer(name, "min_samples", min_samples)
+    min_samples = to_integer(min_samples, f"{name}: min_samples")
     if min_samples < 1:
         raise ValueError(f"{name}: min_samples must be at least 1, got {min_samples}")
     inputs = check_inputs(name, features, camera_ids, modality_ids, neighbor_idx, encoding, distance, k1, k2)
@@ -172,7 +176,7 @@ def pseudo_labels(
         labels, core_mask = labels.to(inputs.device), core_mask.to(inputs.device)
     else:
         device = inputs.device
-        distance = sparse_distance(inputs, k1, k2, eps, progress, seconds)
+        distance = sparse_distance(inputs, k1, k2, eps, progress, seconds, max_memory)
         with _timed(seconds, "dbscan", device):
             labels, core_mask = _ops().dbscan(distance, eps, min_samples, progress=progress)
     num_clusters = int(labels.max()) + 1 if len(labels) else 0
@@ -291,7 +295,7 @@ class Inputs:
 
 def check_search(name: str, k1: Any, k2: Any, eps: Any) -> tuple[int, int, float]:
     """The parameters of the distance as plain numbers; ValueError, in the name of the caller, if out of range."""
-    k1, k2 = _integer(name, "k1", k1), _integer(name, "k2", k2)
+    k1, k2 = to_integer(k1, f"{name}: k1"), to_integer(k2, f"{name}: k2")
     if k1 < 1:
         raise ValueError(f"{name}: k1 must be in [1, N], got k1={k1}")
     if not 1 <= k2 <= k1:
@@ -348,7 +352,13 @@ def check_inputs(
 
 
 def sparse_distance(
-    inputs: Inputs, k1: int, k2: int, max_distance: float, progress: Progress | None, seconds: dict[str, float]
+    inputs: Inputs,
+    k1: int,
+    k2: int,
+    max_distance: float,
+    progress: Progress | None,
+    seconds: dict[str, float],
+    max_memory: int | None = None,
 ) -> Csr:
     """The Jaccard distances up to `max_distance`. Takes its inputs apart: what is used up is freed at once."""
     if inputs.distance is not None:
@@ -372,8 +382,12 @@ def sparse_distance(
                 encoding, neighbor_idx, k2, inputs.camera_ids, inputs.modality_ids, progress=progress
             )
     del neighbor_idx
+    max_pairs = None
+    if max_memory is not None:  # what is left beside the rows, their inverted lists and the workers, 24 bytes a pair
+        held = 2 * encoding.nbytes + 16 * inputs.num_samples + torch.get_num_threads() * 20 * inputs.num_samples
+        max_pairs = max(0, max_memory - held) // PAIR_BYTES
     with _timed(seconds, "jaccard_distance", device):
-        return ops.jaccard_distance(encoding, max_distance, progress=progress)
+        return ops.jaccard_distance(encoding, max_distance, max_pairs=max_pairs, progress=progress)
 
 
 def needs_copy(features: torch.Tensor) -> bool:
@@ -392,7 +406,7 @@ def format_bytes(count: int) -> str:
 def _check_memory(name: str, inputs: Inputs, k1: int, k2: int, eps: float, max_memory: int | None) -> None:
     if max_memory is None:
         return
-    max_memory = _integer(name, "max_memory", max_memory)
+    max_memory = to_integer(max_memory, f"{name}: max_memory")
     if inputs.distance is not None:
         return
     features = inputs.features
@@ -478,13 +492,6 @@ def _check_csr(name: str, argument: str, rows: Any, dtype: torch.dtype) -> Csr:
     if values.dtype != dtype:
         raise ValueError(f"{name}: {argument} must hold {dtype_name(dtype)} values, got {dtype_name(values.dtype)}")
     return rows.to(values.device)
-
-
-def _integer(name: str, argument: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name}: {argument} must be an integer, got {value!r}") from None
 
 
 def _values(rows: Csr | None) -> Any:

@@ -203,6 +203,6 @@ def round_features(features: np.ndarray, exponent: int) -> tuple[np.ndarray, np.
     scaled = np.ldexp(np.asarray(features).astype(np.float32).astype(np.float64), exponent)
     rounded = scaled.astype(np.float16)
     residual = scaled - rounded  # at most 24 bits, so its square is exact
-    bound = np.sqrt(ordered_sum(residual * residual)) * (1 + 2.0**-50)
+    bound = np.sqrt(ordered_sum(residual * residual)) * (1 + 2.0**-40)
     norm = bound.astype(np.float32)
     return rounded, np.where(norm < bound, np.nextafter(norm, np.float32(np.inf)), norm)

@@ -328,6 +328,22 @@ def test_no_work_starts_above_the_memory_limit(gallery):
         pseudo_labels(gallery.features, k1=K1, k2=K2, max_memory=needed - 1, progress=lambda *_: 1 / 0)
 
 
+def test_max_memory_holds_for_a_gallery_with_hubs_too():
+    n, k1, k2 = 4000, 40, 32
+    features = np.eye(n, dtype=np.float32)
+    features[:k1] = 1e-3 * np.random.default_rng(0).standard_normal((k1, n))  # the nearest of all others
+    enough = estimate_memory(n, n, k1=k1, k2=k2).peak_bytes
+    assert pseudo_labels(features, k1=k1, k2=k2).num_clusters == 1, "every pair is within eps"
+    assert enough < 24 * n * (n - 1) // 2, "which takes more than the estimate"
+    with pytest.raises(ValueError, match=r"jaccard_distance: more than max_pairs=.* are within max_distance=0.6"):
+        pseudo_labels(features, k1=k1, k2=k2, max_memory=enough)
+
+
+def test_estimates_check_their_arguments():
+    with pytest.raises(ValueError, match=r"^estimate_memory: eps must be in \[0, 1\], got 2.0$"):
+        estimate_memory(10, 10, eps=2.0)
+
+
 class TestEstimator:
     def test_it_finds_the_same_labels(self, gallery):
         ids = {"camera_ids": gallery.camera_ids, "modality_ids": gallery.modality_ids}

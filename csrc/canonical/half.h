@@ -45,7 +45,7 @@ DMIC_HOST_DEVICE inline float float_from_half(uint16_t half) {
 // sqrt(sum_sq) rounded up to float32: a bound, never below the true value.
 DMIC_HOST_DEVICE inline float norm_above(double sum_sq) {
   if (sum_sq == 0.0) return 0.0f;
-  const double bound = sqrt(sum_sq) * (1.0 + 0x1p-50);  // covers the rounding of the sum and of the root
+  const double bound = sqrt(sum_sq) * (1.0 + 0x1p-40);  // covers the roundings of the sum of up to 2^20 terms, and of the root
   const float rounded = static_cast<float>(bound);
   return rounded < bound ? bits_float(float_bits(rounded) + 1) : rounded;
 }

@@ -14,9 +14,9 @@ DMIC_HOST_DEVICE inline float jaccard_from_overlap(int32_t overlap) {
   return static_cast<float>(static_cast<double>(two - 2ll * overlap) / static_cast<double>(two - overlap));
 }
 
-// Smallest overlap in [1, 2^30] with J <= max_distance; 2^30 + 1 if there is none.
+// Smallest overlap in [1, 2^30] with J <= max_distance, for max_distance >= 0.
 DMIC_HOST_DEVICE inline int32_t smallest_overlap_within(float max_distance) {
-  int32_t low = 1, high = kOne + 1;
+  int32_t low = 1, high = kOne;  // J(2^30) = 0
   while (low < high) {
     const int32_t middle = low + (high - low) / 2;
     if (jaccard_from_overlap(middle) <= max_distance) high = middle;

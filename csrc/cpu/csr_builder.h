@@ -1,8 +1,7 @@
 // Collects the rows of a Csr chunk by chunk in any order, then lays them out; and checks one that a user brings.
 #pragma once
 
-#include <cstring>
-#include <memory>
+#include <algorithm>
 #include <vector>
 
 #include "../canonical/fixed_point.h"
@@ -16,11 +15,46 @@ template <class Value>
 struct CsrChunk {
   std::vector<int32_t> cols, lengths;
   std::vector<Value> values;
+
+  void shrink() {
+    cols.shrink_to_fit();
+    values.shrink_to_fit();
+  }
+};
+
+// Builds one row of an encoding: shares in ascending columns, zeros left out, and what they lack of 2^30 goes to the
+// largest, lowest column first.
+class ShareRow {
+ public:
+  explicit ShareRow(CsrChunk<int32_t>& chunk) : chunk_(chunk), first_(chunk.cols.size()), largest_at_(first_) {}
+
+  void push(int64_t column, int32_t share) {
+    if (share == 0) return;
+    if (share > largest_) {
+      largest_ = share;
+      largest_at_ = chunk_.cols.size();
+    }
+    rest_ -= share;
+    chunk_.cols.push_back(static_cast<int32_t>(column));
+    chunk_.values.push_back(share);
+  }
+
+  void finish() {
+    if (chunk_.cols.size() > first_) chunk_.values[largest_at_] += rest_;
+    chunk_.lengths.push_back(static_cast<int32_t>(chunk_.cols.size() - first_));
+  }
+
+ private:
+  CsrChunk<int32_t>& chunk_;
+  const size_t first_;
+  size_t largest_at_;
+  int32_t largest_ = 0, rest_ = kOne;
 };
 
 // Sizes are known only after the rows are computed, so chunks are kept exactly sized and freed as they are laid out.
 template <class Value>
-CsrTensors assemble_csr(const Tensor& like, int64_t rows, std::vector<CsrChunk<Value>>& chunks, ScalarType type) {
+CsrTensors assemble_csr(Progress& progress, const Tensor& like, int64_t rows, std::vector<CsrChunk<Value>>& chunks,
+                        ScalarType type) {
   Tensor row_ptr = new_tensor(like, {rows + 1}, ScalarType::Long);
   int64_t* ptr = row_ptr.mutable_data_ptr<int64_t>();
   int64_t total = 0, row = 0;
@@ -35,48 +69,57 @@ CsrTensors assemble_csr(const Tensor& like, int64_t rows, std::vector<CsrChunk<V
     cols_out = std::copy(chunk.cols.begin(), chunk.cols.end(), cols_out);
     values_out = std::copy(chunk.values.begin(), chunk.values.end(), values_out);
     chunk = {};
+    progress.poll();
   }
   return {row_ptr, col_idx, values};
 }
 
-// The structure of a Csr with one row per sample: monotone row_ptr, ascending columns in [0, cols).
-inline void check_csr_structure(const char* op, const int64_t* row_ptr, int64_t rows, const int32_t* col_idx,
-                                int64_t nnz, int64_t cols) {
+constexpr int64_t kRowsPerStructureCheck = 4096;
+
+// The structure of a Csr with one row per sample: monotone row_ptr, ascending columns in [0, rows).
+inline void check_csr_structure(Progress& progress, const char* op, const int64_t* row_ptr, int64_t rows,
+                                const int32_t* col_idx, int64_t nnz) {
   DMIC_CHECK(row_ptr[0] == 0, op, ": row_ptr must start at 0, got ", row_ptr[0]);
   DMIC_CHECK(row_ptr[rows] == nnz, op, ": row_ptr must end at the number of stored values (", nnz, "), got ",
              row_ptr[rows]);
   for (int64_t i = 0; i < rows; ++i)  // all of it, before any of it is trusted
     DMIC_CHECK(row_ptr[i] <= row_ptr[i + 1], op, ": row_ptr must not decrease, got ", row_ptr[i], " then ",
                row_ptr[i + 1], " at row ", i);
-  for (int64_t i = 0; i < rows; ++i) {
-    int64_t previous = -1;
-    for (int64_t t = row_ptr[i]; t < row_ptr[i + 1]; previous = col_idx[t++]) {
-      DMIC_CHECK(col_idx[t] >= 0 && col_idx[t] < cols, op, ": col_idx must be in [0, N), got ", col_idx[t],
-                 " in row ", i, " with N=", cols);
-      DMIC_CHECK(col_idx[t] > previous, op, ": col_idx must ascend inside a row, got ", previous, " then ", col_idx[t],
-                 " in row ", i);
+  for_each_chunk(progress, rows, kRowsPerStructureCheck, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t previous = -1;
+      for (int64_t t = row_ptr[i]; t < row_ptr[i + 1]; previous = col_idx[t++]) {
+        DMIC_CHECK(col_idx[t] >= 0 && col_idx[t] < rows, op, ": col_idx must be in [0, N), got ", col_idx[t],
+                   " in row ", i, " with N=", rows);
+        DMIC_CHECK(col_idx[t] > previous, op, ": col_idx must ascend inside a row, got ", previous, " then ",
+                   col_idx[t], " in row ", i);
+      }
     }
-  }
+  });
 }
 
 // The same, and what makes it an encoding: positive values, every non-empty row summing to exactly 2^30.
-inline void check_encoding(const char* op, const int64_t* row_ptr, int64_t rows, const int32_t* col_idx,
-                           const int32_t* values, int64_t nnz) {
-  check_csr_structure(op, row_ptr, rows, col_idx, nnz, rows);
-  for (int64_t i = 0; i < rows; ++i) {
-    int64_t sum = 0;
-    for (int64_t t = row_ptr[i]; t < row_ptr[i + 1]; ++t) {
-      DMIC_CHECK(values[t] > 0, op, ": encoding values must be positive, got ", values[t], " in row ", i);
-      sum += values[t];
+inline void check_encoding(Progress& progress, const char* op, const int64_t* row_ptr, int64_t rows,
+                           const int32_t* col_idx, const int32_t* values, int64_t nnz) {
+  check_csr_structure(progress, op, row_ptr, rows, col_idx, nnz);
+  for_each_chunk(progress, rows, kRowsPerStructureCheck, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t sum = 0;
+      for (int64_t t = row_ptr[i]; t < row_ptr[i + 1]; ++t) {
+        DMIC_CHECK(values[t] > 0, op, ": encoding values must be positive, got ", values[t], " in row ", i);
+        sum += values[t];
+      }
+      DMIC_CHECK(sum == 0 || sum == kOne, op, ": encoding rows must sum to 2^30 or be empty, got ", sum, " in row ", i);
     }
-    DMIC_CHECK(sum == 0 || sum == kOne, op, ": encoding rows must sum to 2^30 or be empty, got ", sum, " in row ", i);
-  }
+  });
 }
 
-inline void check_index_range(const char* op, const int32_t* neighbor_idx, int64_t rows, int64_t k1) {
-  for (int64_t t = 0; t < rows * k1; ++t)
-    DMIC_CHECK(neighbor_idx[t] >= 0 && neighbor_idx[t] < rows, op, ": neighbor_idx must be in [0, N), got ",
-               neighbor_idx[t], " at row ", t / k1, ", column ", t % k1, " with N=", rows);
+inline void check_index_range(Progress& progress, const char* op, const int32_t* neighbor_idx, int64_t rows, int64_t k1) {
+  for_each_chunk(progress, rows, kRowsPerStructureCheck, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin * k1; t < end * k1; ++t)
+      DMIC_CHECK(neighbor_idx[t] >= 0 && neighbor_idx[t] < rows, op, ": neighbor_idx must be in [0, N), got ",
+                 neighbor_idx[t], " at row ", t / k1, ", column ", t % k1, " with N=", rows);
+  });
 }
 
 }  // namespace dmic

@@ -5,7 +5,7 @@
 // candidate can qualify, and candidates that cannot reach it with what is left are dropped. As soon as summing the few
 // that remain over their whole rows is cheaper than scanning on, that is done. All integers: bounds need no slack.
 // Operations: list entries scanned (a tenth to all of sum over columns of list length^2 / 2) plus survivors x row length.
-// Scratch: 8 bytes per stored value (the inverted lists), 12 N bytes per thread, 8 bytes per emitted pair.
+// Scratch: 8 bytes per stored value (the inverted lists), 12 N + 8 N bytes per thread, 16 N, 8 bytes per emitted pair.
 #include "../ops/jaccard_distance.h"
 
 #include <algorithm>
@@ -42,7 +42,7 @@ class InvertedLists {
     const int64_t ranges = std::min<int64_t>(num_workers(in.rows), 16);
     std::vector<std::vector<int64_t>> next(ranges, std::vector<int64_t>(in.rows));
     const auto for_each_stored = [&](const auto& visit) {
-      for_each_item(progress, ranges, [&](int64_t range, int) {
+      for_each_item(progress, ranges, [] { return NoState{}; }, [&](int64_t range, NoState&) {
         for (int64_t i = in.rows * range / ranges; i < in.rows * (range + 1) / ranges && !progress.stopped(); ++i) {
           for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) visit(range, i, t);
           progress.poll();
@@ -179,11 +179,11 @@ void join_row(const Encoding& in, const InvertedLists& lists, int64_t i, int32_t
 }
 
 // Rows in full: the mirrored pairs, the diagonal, the pairs.
-CsrTensors mirror(const Tensor& like, const Encoding& in, std::vector<Pairs>& chunks, bool diagonal) {
+CsrTensors mirror(Progress& progress, const Tensor& like, const Encoding& in, std::vector<Pairs>& chunks) {
   Tensor row_ptr = new_tensor(like, {in.rows + 1}, ScalarType::Long);
   int64_t* ptr = row_ptr.mutable_data_ptr<int64_t>();
   std::vector<int64_t> next(in.rows);  // first the lengths, then where each row continues
-  const auto has_diagonal = [&](int64_t i) { return diagonal && in.row_ptr[i] < in.row_ptr[i + 1]; };
+  const auto has_diagonal = [&](int64_t i) { return in.row_ptr[i] < in.row_ptr[i + 1]; };
   int64_t row = 0;
   for (const Pairs& chunk : chunks) {
     for (const int32_t length : chunk.lengths) {
@@ -191,6 +191,7 @@ CsrTensors mirror(const Tensor& like, const Encoding& in, std::vector<Pairs>& ch
       ++row;
     }
     for (const int32_t j : chunk.partners) ++next[j];
+    progress.poll();
   }
   ptr[0] = 0;
   for (int64_t i = 0; i < in.rows; ++i) {
@@ -218,39 +219,48 @@ CsrTensors mirror(const Tensor& like, const Encoding& in, std::vector<Pairs>& ch
       ++row;
     }
     chunk = {};
+    progress.poll();
   }
   return {row_ptr, col_idx, values};
 }
 
 CsrTensors jaccard_distance_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& values_in,
-                                double max_distance) {
+                                double max_distance, int64_t max_pairs) {
   check_jaccard_distance_args(row_ptr_in, col_idx_in, values_in, max_distance);
   const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
   const Tensor values = torch::stable::contiguous(values_in);
   const Encoding in{row_ptr.const_data_ptr<int64_t>(), col_idx.const_data_ptr<int32_t>(),
                     values.const_data_ptr<int32_t>(), row_ptr.size(0) - 1, col_idx.size(0)};
-  check_encoding("jaccard_distance", in.row_ptr, in.rows, in.col_idx, in.values, in.nnz);
+  Progress progress("jaccard_distance", in.rows);
+  check_encoding(progress, "jaccard_distance", in.row_ptr, in.rows, in.col_idx, in.values, in.nnz);
   const int32_t threshold = smallest_overlap_within(static_cast<float>(max_distance));
+  const SimdKernels& kernels = simd();
   std::vector<Pairs> chunks((in.rows + kRowsPerChunk - 1) / kRowsPerChunk);
-  if (in.rows > 0) {
-    Progress progress("jaccard_distance", in.rows);
+  {
     const InvertedLists lists(in, progress);
-    const SimdKernels& kernels = simd();
-    std::vector<std::optional<Worker>> workers(num_workers(static_cast<int64_t>(chunks.size())));
-    for_each_chunk(progress, in.rows, kRowsPerChunk, [&](int64_t begin, int64_t end, int index) {
-      if (!workers[index]) workers[index].emplace(in.rows);
-      Pairs pairs;
-      for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
-        join_row(in, lists, i, threshold, kernels, *workers[index], pairs);
-        progress.poll();  // a row can take a while: thousands of values in lists of thousands
-      }
-      pairs.partners.shrink_to_fit();
-      pairs.overlaps.shrink_to_fit();
-      chunks[begin / kRowsPerChunk] = std::move(pairs);
-    });
-    progress.finish();
+    std::atomic<int64_t> pairs_found{0};
+    for_each_chunk(
+        progress, in.rows, kRowsPerChunk, [&] { return Worker(in.rows); },
+        [&](int64_t begin, int64_t end, Worker& worker) {
+          Pairs pairs;
+          for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
+            join_row(in, lists, i, threshold, kernels, worker, pairs);
+            progress.poll();  // a row can take a while: thousands of values in lists of thousands
+          }
+          pairs.partners.shrink_to_fit();
+          pairs.overlaps.shrink_to_fit();
+          const int64_t found = static_cast<int64_t>(pairs.partners.size());
+          DMIC_CHECK(max_pairs < 0 || pairs_found.fetch_add(found) + found <= max_pairs,
+                     "jaccard_distance: more than max_pairs=", max_pairs, " pairs are within max_distance=", max_distance,
+                     "; lower max_distance or allow more");
+          chunks[begin / kRowsPerChunk] = std::move(pairs);
+          progress.add(end - begin);
+        });
   }
-  return mirror(row_ptr_in, in, chunks, threshold <= kOne);
+  progress.check();
+  CsrTensors distance = mirror(progress, row_ptr_in, in, chunks);
+  progress.finish();
+  return distance;
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ bool contains(const int32_t* list, int64_t length, int32_t value) {
 }
 
 struct Worker {
+  Worker(int64_t rows, int64_t d) : in_reciprocal(rows), in_expanded(rows), wide(d + kDotLanes) {}
   std::vector<int32_t> in_reciprocal, in_expanded;  // the row (plus one) that last put the sample into its set
   std::vector<int32_t> reciprocal, members;
   std::vector<double> wide, dots;
@@ -41,32 +42,28 @@ class Encoder {
         words_((half_ + 63) / 64),
         half_mask_(rows * words_) {}
 
-  std::vector<CsrChunk<int32_t>> run() {
-    Progress progress("k_reciprocal_encoding", 2 * rows_);
-    for_each_chunk(progress, rows_, kRowsPerChunk, [&](int64_t begin, int64_t end, int) {
+  std::vector<CsrChunk<int32_t>> run(Progress& progress) {
+    for_each_chunk(progress, rows_, kRowsPerChunk, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
         mark_half_set(i);
         progress.poll();
       }
+      progress.add(end - begin);
     });
     std::vector<CsrChunk<int32_t>> chunks((rows_ + kRowsPerChunk - 1) / kRowsPerChunk);
-    std::vector<Worker> workers(num_workers(static_cast<int64_t>(chunks.size())));
-    for_each_chunk(progress, rows_, kRowsPerChunk, [&](int64_t begin, int64_t end, int index) {
-      Worker& worker = workers[index];
-      worker.in_reciprocal.resize(rows_);
-      worker.in_expanded.resize(rows_);
-      worker.wide.resize(d_ + kDotLanes);
-      CsrChunk<int32_t> chunk;
-      for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
-        expand(i, worker);
-        weigh(i, worker, chunk);
-        progress.poll();
-      }
-      chunk.cols.shrink_to_fit();
-      chunk.values.shrink_to_fit();
-      chunks[begin / kRowsPerChunk] = std::move(chunk);
-    });
-    progress.finish();
+    for_each_chunk(
+        progress, rows_, kRowsPerChunk, [&] { return Worker(rows_, d_); },
+        [&](int64_t begin, int64_t end, Worker& worker) {
+          CsrChunk<int32_t> chunk;
+          for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
+            expand(i, worker);
+            weigh(i, worker, chunk);
+            progress.poll();
+          }
+          chunk.shrink();
+          chunks[begin / kRowsPerChunk] = std::move(chunk);
+          progress.add(end - begin);
+        });
     return chunks;
   }
 
@@ -120,10 +117,6 @@ class Encoder {
   // Appends the row: softmax of 2 x_i.x_j - 2 over the members in fixed point.
   void weigh(int64_t i, Worker& worker, CsrChunk<int32_t>& chunk) const {
     const int64_t count = static_cast<int64_t>(worker.members.size());
-    if (count == 0) {
-      chunk.lengths.push_back(0);
-      return;
-    }
     worker.dots.resize(count);
     worker.weights.resize(count);
     simd().dots(features_ + i * d_, features_, d_, worker.members.data(), count, worker.wide.data(),
@@ -132,22 +125,9 @@ class Encoder {
     for (double& t : worker.dots) largest = std::max(largest, t = 2.0 * t - 2.0);
     uint64_t total = 0;
     for (int64_t t = 0; t < count; ++t) total += worker.weights[t] = fixed_exp(worker.dots[t] - largest);
-    int32_t rest = kOne, best = 0;
-    size_t best_at = 0;
-    const size_t first = chunk.cols.size();
-    for (int64_t t = 0; t < count; ++t) {
-      const int32_t share = fixed_share(worker.weights[t], total);
-      if (share == 0) continue;
-      if (share > best) {
-        best = share;
-        best_at = chunk.cols.size();
-      }
-      rest -= share;
-      chunk.cols.push_back(worker.members[t]);
-      chunk.values.push_back(share);
-    }
-    chunk.values[best_at] += rest;
-    chunk.lengths.push_back(static_cast<int32_t>(chunk.cols.size() - first));
+    ShareRow row(chunk);
+    for (int64_t t = 0; t < count; ++t) row.push(worker.members[t], fixed_share(worker.weights[t], total));
+    row.finish();
   }
 
   const float* features_;
@@ -160,13 +140,17 @@ CsrTensors k_reciprocal_encoding_cpu(const Tensor& features, const Tensor& neigh
   check_k_reciprocal_encoding_args(features, neighbor_idx, k1_half);
   const int64_t rows = features.size(0), d = features.size(1), k1 = neighbor_idx.size(1);
   const Tensor dense = torch::stable::contiguous(features), lists = torch::stable::contiguous(neighbor_idx);
+  Progress progress("k_reciprocal_encoding", 2 * rows);
   std::vector<CsrChunk<int32_t>> chunks;
   if (rows > 0) {
-    check_finite("k_reciprocal_encoding", dense.const_data_ptr<float>(), rows, d);
-    check_index_range("k_reciprocal_encoding", lists.const_data_ptr<int32_t>(), rows, k1);
-    chunks = Encoder(dense.const_data_ptr<float>(), lists.const_data_ptr<int32_t>(), rows, d, k1, k1_half).run();
+    check_finite(progress, "k_reciprocal_encoding", dense.const_data_ptr<float>(), rows, d);
+    check_index_range(progress, "k_reciprocal_encoding", lists.const_data_ptr<int32_t>(), rows, k1);
+    chunks = Encoder(dense.const_data_ptr<float>(), lists.const_data_ptr<int32_t>(), rows, d, k1, k1_half).run(progress);
   }
-  return assemble_csr(features, rows, chunks, ScalarType::Int);
+  progress.check();
+  CsrTensors encoding = assemble_csr(progress, features, rows, chunks, ScalarType::Int);
+  progress.finish();
+  return encoding;
 }
 
 }  // namespace

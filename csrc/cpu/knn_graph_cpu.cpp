@@ -6,8 +6,8 @@
 // keep them full, re-scored exactly. At the end every list is re-scored with the canonical float64 distance and sorted
 // by (distance, index): the result does not depend on tiles, threads or instruction set.
 //
-// Operations: N^2 d multiply-adds / 2, plus about 1.1 k1 N canonical dot products of d. Scratch: 8 (3 k1 + 64) N bytes,
-// and about 5 MB + 2 KB x d per thread.
+// Operations: N^2 d multiply-adds / 2, plus about 1.1 k1 N canonical dot products of d. Scratch: 8 (3 k1 + 64) N + 32 N
+// bytes, and about 4 MB + 2 KB x d per thread.
 #include "../ops/knn_graph.h"
 
 #include <algorithm>
@@ -26,6 +26,7 @@ namespace dmic {
 namespace {
 
 constexpr int64_t kTileRows = 252, kTileCols = 512;  // panels of both and their scores stay in a 2 MB L2 cache
+constexpr int64_t kMaxTile = 2048;                   // of either side, whatever block_rows asks for
 constexpr int64_t kRowTilesPerItem = 8;              // one packed column block serves this many tiles
 constexpr int64_t kRowsPerLock = 256;
 constexpr int64_t kRowsPerChunk = 32;
@@ -69,8 +70,8 @@ class Search {
         d_(d),
         k1_(k1),
         capacity_(std::min(rows, 3 * k1 + 64)),
-        tile_rows_(round_up(block_rows ? std::min(block_rows, rows) : kTileRows, kernels_.panel_rows)),
-        tile_cols_(round_up(block_rows ? std::min(block_rows, rows) : kTileCols, kernels_.panel_cols)),
+        tile_rows_(round_up(block_rows ? std::min(block_rows, kMaxTile) : kTileRows, kernels_.panel_rows)),
+        tile_cols_(round_up(block_rows ? std::min(block_rows, kMaxTile) : kTileCols, kernels_.panel_cols)),
         norm_sq_(rows),
         length_(rows),
         reach_(rows),
@@ -82,17 +83,21 @@ class Search {
         idx_(new int32_t[rows * capacity_]),
         locks_((rows + kRowsPerLock - 1) / kRowsPerLock) {}
 
-  void run(int32_t* neighbor_idx, float* neighbor_dist) {
+  // Work of the whole search in the units of its progress: scores, and rows to finish.
+  int64_t work() const {
     int64_t scores = 0;
     for (int64_t col = 0; col < rows_; col += tile_cols_) {
       const int64_t end = std::min(rows_, col + tile_cols_);
       scores += (end - col) * end;
     }
-    Progress progress("knn_graph", scores + rows_ * kFinishWeight);
+    return scores + rows_ * kFinishWeight;
+  }
+
+  void run(Progress& progress, int32_t* neighbor_idx, float* neighbor_dist) {
+    check_finite(progress, "knn_graph", features_, rows_, d_);
     measure(progress);
     compare(progress);
     finish(progress, neighbor_idx, neighbor_dist);
-    progress.finish();
   }
 
  private:
@@ -219,9 +224,18 @@ class Search {
     idx_[i * capacity_ + count_[i]++] = static_cast<int32_t>(j);
   }
 
-  struct Item {  // row tiles [first, last) of one column block
+  // One column block against kRowTilesPerItem row tiles.
+  struct Item {
     int64_t col_begin, row_begin, row_end;
   };
+
+  // Items are numbered column block by column block; first[c] is the first of block c. Later blocks have more rows.
+  Item item_at(const std::vector<int64_t>& first, int64_t number) const {
+    const int64_t c = std::upper_bound(first.begin(), first.end(), number) - first.begin() - 1;
+    const int64_t step = tile_rows_ * kRowTilesPerItem, end = std::min(rows_, (c + 1) * tile_cols_);
+    const int64_t row = (number - first[c]) * step;
+    return {c * tile_cols_, row, std::min(end, row + step)};
+  }
 
   void compare(Progress& progress) {
     for (int64_t i = 0; i < rows_; ++i) {  // a sample is at distance zero of itself
@@ -229,11 +243,10 @@ class Search {
       idx_[i * capacity_] = static_cast<int32_t>(i);
       count_[i] = exact_[i] = 1;
     }
-    std::vector<Item> items;
-    const int64_t step = tile_rows_ * kRowTilesPerItem;
+    std::vector<int64_t> first{0};
     for (int64_t col = 0; col < rows_; col += tile_cols_) {
-      const int64_t end = std::min(rows_, col + tile_cols_);
-      for (int64_t row = 0; row < end; row += step) items.push_back({col, row, std::min(end, row + step)});
+      const int64_t step = tile_rows_ * kRowTilesPerItem, end = std::min(rows_, col + tile_cols_);
+      first.push_back(first.back() + (end + step - 1) / step);
     }
     struct Worker {
       std::unique_ptr<float[]> cols, rows, scores;
@@ -241,17 +254,17 @@ class Search {
       std::vector<float> row_limit, col_limit;
       Scratch scratch;
     };
-    std::vector<Worker> workers(num_workers(static_cast<int64_t>(items.size())));
-    for_each_item(progress, static_cast<int64_t>(items.size()), [&](int64_t number, int index) {
-      Worker& worker = workers[index];
-      if (!worker.cols) {
-        worker.cols.reset(new float[tile_cols_ * d_]);
-        worker.rows.reset(new float[tile_rows_ * std::min(d_, kTileDepth)]);
-        worker.scores.reset(new float[tile_rows_ * tile_cols_]());
-        worker.hits.reset(new TileHit[tile_rows_ * tile_cols_]);
-        worker.scratch = new_scratch();
-      }
-      const Item& item = items[items.size() - 1 - number];  // later columns have more rows: start with them
+    const auto new_worker = [&] {
+      Worker worker;
+      worker.cols.reset(new float[tile_cols_ * d_]);
+      worker.rows.reset(new float[tile_rows_ * std::min(d_, kTileDepth)]);
+      worker.scores.reset(new float[tile_rows_ * tile_cols_]());
+      worker.hits.reset(new TileHit[tile_rows_ * tile_cols_]);
+      worker.scratch = new_scratch();
+      return worker;
+    };
+    for_each_item(progress, first.back(), new_worker, [&](int64_t number, Worker& worker) {
+      const Item item = item_at(first, first.back() - 1 - number);  // the longest columns first
       const int64_t cols = std::min(rows_, item.col_begin + tile_cols_) - item.col_begin;
       const int64_t padded_cols = round_up(cols, kernels_.panel_cols);
       for (int64_t k = 0; k < d_; k += kTileDepth)
@@ -304,20 +317,19 @@ class Search {
   }
 
   void finish(Progress& progress, int32_t* neighbor_idx, float* neighbor_dist) {
-    const int64_t chunks = (rows_ + kRowsPerChunk - 1) / kRowsPerChunk;
-    std::vector<Scratch> scratch(num_workers(chunks));
-    for_each_item(progress, chunks, [&](int64_t chunk, int worker) {
-      if (scratch[worker].ranked.empty()) scratch[worker] = new_scratch();
-      const int64_t begin = chunk * kRowsPerChunk, end = std::min(rows_, begin + kRowsPerChunk);
-      for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
-        compact(i, scratch[worker]);
-        resolve(i, scratch[worker]);
-        progress.poll();
-        std::copy_n(&idx_[i * capacity_], k1_, neighbor_idx + i * k1_);
-        std::copy_n(&keys_[i * capacity_], k1_, neighbor_dist + i * k1_);
-      }
-      progress.add((end - begin) * kFinishWeight);
-    });
+    for_each_chunk(
+        progress, rows_, kRowsPerChunk, [&] { return new_scratch(); },
+        [&](int64_t begin, int64_t end, Scratch& scratch) {
+          for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
+            compact(i, scratch);
+            resolve(i, scratch);
+            if (count_[i] != k1_) throw std::logic_error("knn_graph: a row lost candidates; this is a bug in dmic");
+            std::copy_n(&idx_[i * capacity_], k1_, neighbor_idx + i * k1_);
+            std::copy_n(&keys_[i * capacity_], k1_, neighbor_dist + i * k1_);
+            progress.poll();
+          }
+          progress.add((end - begin) * kFinishWeight);
+        });
   }
 
   const SimdKernels& kernels_;
@@ -339,9 +351,10 @@ std::tuple<Tensor, Tensor> knn_graph_cpu(const Tensor& features, int64_t k1, int
   Tensor neighbor_idx = new_tensor(features, {rows, k1}, ScalarType::Int);
   Tensor neighbor_dist = new_tensor(features, {rows, k1}, ScalarType::Float);
   if (rows > 0) {
-    check_finite("knn_graph", dense.const_data_ptr<float>(), rows, d);
-    Search(dense.const_data_ptr<float>(), rows, d, k1, block_rows)
-        .run(neighbor_idx.mutable_data_ptr<int32_t>(), neighbor_dist.mutable_data_ptr<float>());
+    Search search(dense.const_data_ptr<float>(), rows, d, k1, block_rows);
+    Progress progress("knn_graph", search.work());
+    search.run(progress, neighbor_idx.mutable_data_ptr<int32_t>(), neighbor_dist.mutable_data_ptr<float>());
+    progress.finish();
   }
   return {neighbor_idx, neighbor_dist};
 }

@@ -21,9 +21,8 @@ std::tuple<Tensor, Tensor> round_features_cpu(const Tensor& features, int64_t ex
   uint16_t* out = static_cast<uint16_t*>(rounded.mutable_data_ptr());
   float* norms = residual_norm.mutable_data_ptr<float>();
   const double power = power_of_two(exponent);
-  std::atomic<int64_t> bad_row{rows};
   Progress progress("round_features", rows);
-  for_each_chunk(progress, rows, kRowsPerChunk, [&](int64_t begin, int64_t end, int) {
+  for_each_chunk(progress, rows, kRowsPerChunk, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       double sums[kDotLanes] = {};
       bool bad = false;
@@ -36,12 +35,11 @@ std::tuple<Tensor, Tensor> round_features_cpu(const Tensor& features, int64_t ex
         sums[k % kDotLanes] += residual * residual;
       }
       norms[i] = norm_above(fold_dot_lanes(sums));
-      for (int64_t seen = bad_row; bad && i < seen && !bad_row.compare_exchange_weak(seen, i);) {
-      }
+      if (bad) report_bad_row(in + i * d, i, d, exponent);
     }
+    progress.add(end - begin);
   });
   progress.finish();
-  if (bad_row < rows) check_row_fits(in + bad_row * d, bad_row, d, exponent);
   return {rounded, residual_norm};
 }
 

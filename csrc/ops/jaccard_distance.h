@@ -2,6 +2,7 @@
 //
 // encoding      row_ptr int64 [N + 1], col_idx int32 [nnz], values int32 [nnz]; rows sum to 2^30 or are empty.
 // max_distance  in [0, 1]; rounded to float32, as a comparison with the returned distances would be.
+// max_pairs     an error is raised as soon as more pairs i < j are within max_distance; negative: no limit.
 // row_ptr       int64 [N + 1]; col_idx int32 [nnz] ascending in a row; values float32 [nnz].
 //
 // J = 1 - s / (2 - s), s = sum over columns of the smaller value. Every pair with s > 0 and J <= max_distance is

@@ -22,16 +22,18 @@ inline void check_round_features_args(const Tensor& features, int64_t exponent) 
 
 inline double power_of_two(int64_t exponent) { return std::ldexp(1.0, static_cast<int>(exponent)); }
 
-// Raises with the first value of a row that is not finite or leaves float16; both backends report their first such row.
-inline void check_row_fits(const float* features, int64_t row, int64_t d, int64_t exponent) {
+// Raises for a row that a kernel found bad, with its first value that is not finite or leaves float16. Every backend
+// reports the first bad row.
+[[noreturn]] inline void report_bad_row(const float* features, int64_t row, int64_t d, int64_t exponent) {
   for (int64_t k = 0; k < d; ++k) {
     const double scaled = features[k] * power_of_two(exponent);
-    DMIC_CHECK(std::isfinite(features[k]), "round_features: features must be finite, got ", features[k], " at row ", row,
-               ", column ", k);
+    DMIC_CHECK(std::isfinite(features[k]), "round_features: features must be finite, got ", features[k], " at row ",
+               row, ", column ", k);
     DMIC_CHECK(std::fabs(scaled) <= kMaxHalf, std::setprecision(9),
-               "round_features: features * 2^exponent must stay within 65504, got ", scaled, " at row ", row, ", column ",
-               k, " with exponent=", exponent);
+               "round_features: features * 2^exponent must stay within 65504, got ", scaled, " at row ", row,
+               ", column ", k, " with exponent=", exponent);
   }
+  throw std::logic_error(concat("round_features: row ", row, " was found bad, but is not"));
 }
 
 }  // namespace dmic

@@ -279,3 +279,8 @@ def test_permuting_the_samples_renumbers_the_clusters(n, bridges, seed):
     settled = np.array([len(clusters) <= 1 for clusters in bordering]) | core_mask
     assert_same_clusters(new_labels[settled[order]], labels[order][settled[order]])
     assert np.array_equal(new_labels == NOISE, (labels == NOISE)[order])
+
+
+def test_zero_and_minus_zero_are_the_same_distance():
+    distance = dmic.Csr(np.array([0, 1, 2]), np.array([1, 0], np.int32), np.array([0.0, -0.0], np.float32), 2)
+    assert dmic.dbscan(distance, 0.5, 2)[0].tolist() == [0, 0]

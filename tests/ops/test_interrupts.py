@@ -200,3 +200,31 @@ def test_ctrl_c_interrupts_within_a_second_and_leaves_the_process_usable(op):
         finally:
             process.kill()
     assert seconds < 1.0
+
+
+def test_the_first_exception_of_a_callback_propagates_and_it_is_not_called_again():
+    calls = []
+
+    def progress(stage, done, total):
+        calls.append(done)
+        if len(calls) > 1:
+            time.sleep(0.1)  # longer than the interval between two reports
+            raise LookupError(f"call {len(calls)}")
+
+    features = np.random.default_rng(0).standard_normal((6000, 512), dtype=np.float32)
+    with pytest.raises(LookupError, match="call 2"):
+        dmic.knn_graph(features, 5, progress=progress)
+    assert len(calls) == 2
+
+
+def test_an_interpreter_exits_cleanly_while_a_thread_runs_an_op():
+    program = """
+    import threading, time
+    import numpy as np
+    import dmic
+    features = np.random.default_rng(0).standard_normal((20_000, 512), dtype=np.float32)
+    threading.Thread(target=dmic.knn_graph, args=(features, 20), daemon=True).start()
+    time.sleep(0.3)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

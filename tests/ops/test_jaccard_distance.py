@@ -277,3 +277,14 @@ def test_permuting_the_samples_permutes_the_result(n, seed, max_distance):
     first = dmic.jaccard_distance(csr_from_dense(dense), max_distance).to_dense(fill_value=3)
     second = dmic.jaccard_distance(csr_from_dense(dense[np.ix_(order, order)]), max_distance).to_dense(fill_value=3)
     assert_same_bits(second, first[np.ix_(order, order)])
+
+
+def test_max_pairs_stops_at_one_more_and_allows_as_many():
+    encoding = csr_from_dense(ONE * np.repeat(np.eye(6, dtype=np.int32)[:1], 6, axis=0))  # six equal rows: 15 pairs
+    assert dmic.jaccard_distance(encoding, 0.5, max_pairs=15).nnz == 36
+    with pytest.raises(
+        ValueError, match=r"^jaccard_distance: more than max_pairs=14 pairs are within max_distance=0\.5"
+    ):
+        dmic.jaccard_distance(encoding, 0.5, max_pairs=14)
+    with pytest.raises(ValueError, match="max_pairs must not be negative, got -1"):
+        dmic.jaccard_distance(encoding, 0.5, max_pairs=-1)

@@ -260,3 +260,13 @@ def test_permuting_the_samples_permutes_the_result(n, d, seed):
     first = dmic.k_reciprocal_encoding(features, dmic.knn_graph(features, k1)[0], k1 // 2)
     second = dmic.k_reciprocal_encoding(features[order], dmic.knn_graph(features[order], k1)[0], k1 // 2)
     assert_same_bits(second.to_dense(), first.to_dense()[np.ix_(order, order)])
+
+
+def test_the_lowest_bad_row_is_named_whatever_thread_meets_it_first(threads):
+    threads(2)
+    features = np.random.default_rng(0).standard_normal((3000, 8), dtype=np.float32)
+    lists = dmic.knn_graph(features, 10)[0]
+    lists[[63, 64], 4] = lists[[63, 64], 5]  # the last row of one chunk and the first of the next
+    for _ in range(20):
+        with pytest.raises(ValueError, match=r"twice in row 63$"):
+            dmic.k_reciprocal_encoding(features, lists, 5)

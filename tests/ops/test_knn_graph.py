@@ -301,3 +301,28 @@ def test_permuting_the_samples_permutes_the_result(n, d, seed):
     permuted_idx, permuted_dist = dmic.knn_graph(features[order], max(1, n // 2))
     assert_same_bits(permuted_dist, dist[order])
     assert_same_bits(order[permuted_idx].astype(np.int32), idx[order])
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_flushing_denormals_in_torch_changes_no_bit(num_threads, threads):
+    threads(num_threads)
+    features = 3e-20 * torch.randn(700, 16, generator=torch.Generator().manual_seed(0))
+    want = dmic.knn_graph(features, 5)
+    assert (want[1][:, 1:] < torch.finfo(torch.float32).tiny).any(), "some distances must be denormal"
+    torch.set_flush_denormal(True)
+    try:
+        got = dmic.knn_graph(features, 5)
+    finally:
+        torch.set_flush_denormal(False)
+    assert_same_bits(got, want)
+
+
+def test_blocks_larger_than_the_limit_give_the_same_bits():
+    features = np.random.default_rng(0).standard_normal((2500, 3), dtype=np.float32)
+    assert_same_bits(dmic.knn_graph(features, 7, block_rows=10**6), dmic.knn_graph(features, 7))
+
+
+@pytest.mark.parametrize("k1", [2**63, -(2**70)])
+def test_integers_beyond_64_bits_are_refused(k1):
+    with pytest.raises(ValueError, match=f"^knn_graph: k1 must fit 64 bits, got {k1}$"):
+        dmic.knn_graph(np.zeros((3, 2), np.float32), k1)
