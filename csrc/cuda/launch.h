@@ -9,7 +9,7 @@
 #include "../ops/checks.h"
 
 // The wrappers implement the CUDA key of torch.ops.dmic. With DMIC_EMU defined they are the CPU key of
-// torch.ops.dmic_emu, and their kernels run in the emulator of tests/cuda_emulator, which has no devices and no streams.
+// torch.ops.dmic_emu, and their kernels run in the emulator of tests/cuda_emulator: no devices, no streams.
 #ifdef DMIC_EMU
 #define DMIC_CUDA_KEY CPU
 #else
