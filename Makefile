@@ -1,6 +1,8 @@
 # make demo    train on the embedded gallery and retrieve across modalities (a few minutes)
 # make test    everything that is checked before a change lands
 # make bench   measure against the published pipeline and print the table
+# make gpu-check    everything that needs a GPU, in under 8 minutes; PART=build|tests|sanitizer|kernels|pipeline for one
+# make wheel-check  build the wheel, install it beside torch $(TORCH) and cluster with it
 #
 # Each target sets itself up in $(VENV) first: Python with venv, a C++20 compiler and make are enough. To use an
 # environment that already has torch instead (no network needed): make test VENV= PYTHON=python3
@@ -9,6 +11,8 @@ PYTHON      ?= python3
 VENV        ?= .venv
 CONSTRAINTS ?= constraints.txt
 JOBS        ?= $(shell nproc 2>/dev/null || echo 2)
+PART        ?= all
+TORCH       ?= 2.11.0
 
 ifeq ($(VENV),)
 PY    := $(PYTHON)
@@ -23,7 +27,7 @@ endif
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 RUFF := $(PY) -m ruff
 
-.PHONY: demo test bench build lint unit smoke cpp wheel clean
+.PHONY: demo test bench build lint unit smoke cpp wheel wheel-check gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -61,6 +65,18 @@ cpp:
 
 wheel: $(SETUP)
 	$(PY) -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+# With its own environment: pip chooses the build of torch, downloads it if it must, and it is gone afterwards.
+wheel-check: wheel
+	rm -rf build/wheel-check; $(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/python -m pip --disable-pip-version-check install --quiet torch==$(TORCH) numpy
+	build/wheel-check/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --no-index --find-links dist dmic
+	build/wheel-check/bin/python tests/check_wheel.py
+	rm -rf build/wheel-check
+
+# Builds in place, needs no network with VENV= PYTHON=python3, and nothing but torch, numpy, nvcc, a C++ compiler and pytest.
+gpu-check: $(SETUP)
+	$(PY) -m benchmarks.gpu_check --part $(PART)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"dmic needs Python 3.10 or later, this is {sys.version.split()[0]}"'

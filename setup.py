@@ -1,10 +1,12 @@
 """Builds dmic._C, nothing else: CPU kernels always, CUDA kernels wherever nvcc is found (a GPU need not be there).
 
 Switches: DMIC_CUDA=0 leaves CUDA out, DMIC_CUDA_ARCH="80;90" chooses architectures (the last also as PTX),
-DMIC_WERROR=1 makes warnings errors, MAX_JOBS bounds parallel compilers.
+DMIC_WERROR=1 makes warnings errors, and kernels that spill registers too, MAX_JOBS bounds parallel compilers.
+What every kernel uses is written to build/kernels.json.
 """
 
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -49,6 +51,7 @@ NVCC_FLAGS = [
     "-v",
 ]
 WERROR = os.environ.get("DMIC_WERROR") == "1"
+MAY_SPILL = {}  # {kernel: why it does not matter there}; every other kernel is taken for one whose time counts
 
 
 def find_toolkit():
@@ -92,46 +95,118 @@ class BuildExtensionAndKernels(BuildExtension):
             ext.library_dirs.append(str(library))
             ext.libraries += ["cudart_static", "rt", "pthread", "dl"]
             with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-                ext.extra_objects += pool.map(self.compile_kernel, sorted(CSRC.glob("cuda/kernels/*.cu")))
+                compiled = list(pool.map(self.compile_kernels, sorted(CSRC.glob("cuda/kernels/*.cu"))))
+            ext.extra_objects += [str(output) for output, _, _ in compiled]
+            report_usage([use for _, usage, _ in compiled for use in usage], any(is_new for _, _, is_new in compiled))
         super().build_extension(ext)
 
-    def compile_kernel(self, source):
+    def compile_kernels(self, source):
+        """The object of a .cu file, what its kernels use, and whether it was compiled just now."""
         targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
         targets.append(f"-gencode=arch=compute_{ARCHITECTURES[-1]},code=compute_{ARCHITECTURES[-1]}")
         strict = ["-Werror", "all-warnings"] if WERROR else []
         command = [str(TOOLKIT[0]), *NVCC_FLAGS, *strict, *targets, "-c", str(source)]
         settings = hashlib.sha256(repr((command, TOOLKIT)).encode()).hexdigest()[:12]  # other settings, another object
         output = Path(self.build_temp).resolve() / f"{source.stem}.{settings}.o"
+        usage = output.with_suffix(".json")
         headers = [*CSRC.glob("canonical/*"), *CSRC.glob("cuda/kernels/*.cuh"), *CSRC.glob("cuda/compat/*")]
         newest = max(path.stat().st_mtime for path in [source, *headers])
-        if output.exists() and output.stat().st_mtime > newest:
-            return str(output)
+        if output.exists() and usage.exists() and output.stat().st_mtime > newest:
+            return output, json.loads(usage.read_text()), False
         output.parent.mkdir(parents=True, exist_ok=True)
-        command += ["-o", str(output)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        usage.unlink(missing_ok=True)
+        done = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
         sys.stdout.write(done.stdout)
-        sys.stderr.write(kernel_table(source, done.stderr) if done.returncode == 0 else done.stderr)
-        done.check_returncode()
-        return str(output)
+        if done.returncode:
+            sys.stderr.write(done.stderr)
+            done.check_returncode()
+        warnings = (line for line in done.stderr.splitlines() if "warning" in line.lower() and "ptxas" not in line)
+        sys.stderr.writelines(f"{line}\n" for line in warnings)
+        uses = kernel_usage(source, done.stderr)
+        usage.write_text(json.dumps(uses))
+        return output, uses, True
 
 
-def kernel_table(source, ptxas):
-    """One line per kernel and architecture from ptxas -v: registers, shared memory, spills."""
+def kernel_usage(source, ptxas):
+    """What ptxas -v says of every kernel, once for each architecture."""
     pattern = (
-        r"Compiling entry function '(\w+)' for '(sm_\d+)'.*?"
+        r"Compiling entry function '(\w+)' for '(sm_\w+)'.*?(\d+) bytes stack frame, "
         r"(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers(.*?)\n"
     )
-    lines = []
-    for name, arch, stores, loads, registers, rest in re.findall(pattern, ptxas, re.S):
+    found = re.findall(pattern, ptxas, re.S)
+    if len(found) != ptxas.count("Compiling entry function"):
+        raise RuntimeError(f"dmic: ptxas reports on the kernels of {source.name} in a way that is not understood")
+    names = kernel_names([name for name, *_ in found])
+    uses = []
+    for kernel, (_, arch, stack, stores, loads, registers, rest) in zip(names, found, strict=True):
         shared = re.search(r"(\d+) bytes smem", rest)
-        end = name.index("_kernel") + len("_kernel")  # mangled names carry their length before them
-        kernel = next(name[i:end] for i in range(end) if name[:i].endswith(str(end - i)))
-        lines.append(
-            f"dmic: {kernel} {arch}: {registers} registers, {shared[1] if shared else 0} bytes shared, "
-            f"{int(stores) + int(loads)} bytes spilled\n"
+        uses.append(
+            {
+                "kernel": kernel,
+                "arch": arch,
+                "registers": int(registers),
+                "shared_bytes": int(shared[1]) if shared else 0,  # dynamic shared memory is the launch's
+                "stack_bytes": int(stack),
+                "spilled_bytes": int(stores) + int(loads),
+            }
         )
-    warnings = [line + "\n" for line in ptxas.splitlines() if "warning" in line.lower() and "ptxas" not in line]
-    return "".join(lines + warnings)
+    return uses
+
+
+def kernel_names(mangled):
+    """`name_kernel<template arguments>` of every mangled name, without namespaces and parameters."""
+    readable = mangled
+    if tool := shutil.which("c++filt"):
+        done = subprocess.run([tool], input="\n".join(mangled), capture_output=True, text=True, check=True)
+        readable = done.stdout.splitlines()
+    names = []
+    for name in readable:
+        end = name.index("_kernel") + len("_kernel")
+        if name.startswith("_Z"):  # names have their length before them
+            start = next(i for i in reversed(range(end)) if name[:i].endswith(str(end - i)))
+            names.append(name[start:end])
+            continue
+        name = re.sub(r"\w+::|\(anonymous namespace\)::|^void ", "", name).replace(" >", ">")
+        end, depth = name.index("_kernel") + len("_kernel"), 0
+        while end < len(name) and (depth or name[end] != "("):
+            depth += {"<": 1, ">": -1}.get(name[end], 0)
+            end += 1
+        names.append(name[:end])
+    return names
+
+
+def report_usage(uses, show_table):
+    """Writes build/kernels.json; prints the table, a line for each kernel with one number for each architecture; fails
+    where a kernel spills that should not."""
+    output = ROOT / "build" / "kernels.json"
+    output.parent.mkdir(exist_ok=True)
+    output.write_text(json.dumps(uses, indent=1) + "\n")
+    kernels = {}
+    for use in uses:
+        kernels.setdefault(use["kernel"], []).append(use)
+    if show_table:
+        sys.stdout.write(usage_table(kernels))
+    registers = max((use["registers"] for use in uses), default=0)
+    spilling = [name for name, of_kernel in kernels.items() if any(use["spilled_bytes"] for use in of_kernel)]
+    spilled = f"these spill: {', '.join(spilling)}" if spilling else "none spills"
+    print(f"dmic: {len(kernels)} kernels, at most {registers} registers, {spilled}; see build/kernels.json", flush=True)
+    hot = [name for name in spilling if name.partition("<")[0] not in MAY_SPILL]
+    if WERROR and hot:
+        raise RuntimeError(f"dmic: kernels must not spill registers: {', '.join(hot)}")
+
+
+def usage_table(kernels):
+    columns = {"registers": "registers", "shared_bytes": "shared", "stack_bytes": "stack", "spilled_bytes": "spilled"}
+    rows = [["kernel", "arch", *columns.values()]]
+    for name, uses in kernels.items():
+        cells = (" ".join(f"{use[column]:>5}" for use in uses) for column in columns)
+        rows.append([name, " ".join(use["arch"] for use in uses), *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, arch, *numbers in rows:
+        padded = (number.rjust(width) for number, width in zip(numbers, widths[2:], strict=True))
+        lines.append("  ".join([name.ljust(widths[0]), arch.ljust(widths[1]), *padded]))
+    return "".join(f"dmic: {line}\n" for line in lines)
 
 
 sources = [

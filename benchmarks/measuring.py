@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, confusion_matrix
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "faiss-cpu")
@@ -62,6 +60,9 @@ def _status(field: str) -> int:
 
 def compare_labels(labels: np.ndarray, want: np.ndarray) -> dict[str, object]:
     """How far two clusterings agree; `differing_samples` is counted after the best matching of the clusters."""
+    from scipy.optimize import linear_sum_assignment
+    from sklearn.metrics import adjusted_rand_score, confusion_matrix
+
     labels, want = np.asarray(labels), np.asarray(want)
     counts = confusion_matrix(want, labels)
     classes = np.unique(np.concatenate([want, labels]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 SIZES = {
     "smoke": 512,
@@ -74,3 +75,46 @@ def generate_gallery(
         mean = sum(view / np.linalg.norm(view, axis=1, keepdims=True) for view in views) / 2
         features[rows] = mean / np.linalg.norm(mean, axis=1, keepdims=True) if unit_norm else mean
     return Gallery(features, camera_ids, modality_ids, person_ids)
+
+
+@dataclass(frozen=True)
+class DeviceGallery:
+    features: torch.Tensor  # float32 [N, d]
+    camera_ids: torch.Tensor  # int64 [N], 0 to 5
+    modality_ids: torch.Tensor  # int64 [N], 0 visible, 1 infrared
+
+
+def generate_gallery_on(
+    device: torch.device,
+    num_samples: int,
+    dim: int = DIM,
+    difficulty: str = "easy",
+    images_per_identity: int = 30,
+    latent_dim: int = 96,
+    seed: int = 0,
+) -> DeviceGallery:
+    """A gallery of the same kind, drawn on the device itself; its numbers depend on the kind of device."""
+    random = torch.Generator(device).manual_seed(seed)
+    num_identities = max(1, num_samples // images_per_identity)
+
+    def choices(count: int) -> torch.Tensor:
+        return torch.randint(count, (num_samples,), generator=random, device=device)
+
+    def points(count: int) -> torch.Tensor:  # about unit length
+        return torch.randn(count, latent_dim, generator=random, device=device) * spectrum
+
+    spectrum = (1 + torch.arange(latent_dim, device=device)) ** -0.25
+    spectrum /= spectrum.norm()
+    person_ids, camera_ids = choices(num_identities), choices(len(CAMERA_MODALITY))
+    modality_ids = torch.from_numpy(CAMERA_MODALITY).to(device)[camera_ids]
+    centres = points(num_identities)[person_ids]
+    centres += 0.3 * points(2)[modality_ids] + 0.25 * points(len(CAMERA_MODALITY))[camera_ids]
+    centres += DIFFICULTY[difficulty] * points(num_samples)
+    basis = torch.linalg.qr(torch.randn(dim, min(dim, latent_dim), generator=random, device=device)).Q.T
+    features = torch.zeros(num_samples, dim, device=device)
+    for rows, out in zip(centres.split(8192), features.split(8192), strict=True):
+        for _ in range(2):  # an image and its mirror image
+            view = (rows + 0.35 * points(len(rows)))[:, : len(basis)] @ basis
+            view += 0.3 / dim**0.5 * torch.randn(len(rows), dim, generator=random, device=device)
+            out += view / view.norm(dim=1, keepdim=True) / 2
+    return DeviceGallery(features, camera_ids, modality_ids)

@@ -59,7 +59,7 @@ def compute_jaccard_distance(
     if print_flag:
         logger.info("computing the Jaccard distance of %d samples", inputs.num_samples)
     seconds: dict[str, float] = {}
-    rows = sparse_distance(inputs, k1, k2, max_distance, None, seconds).numpy()
+    rows = sparse_distance(inputs, k1, k2, max_distance, None, seconds)[0].numpy()
     dense = Csr(rows.row_ptr, rows.col_idx, rows.values.astype(dtype, copy=False), rows.num_cols).to_dense(fill_value=1)
     if print_flag:
         logger.info("done in %s", ", ".join(f"{stage} {spent:.2f} s" for stage, spent in seconds.items()))

@@ -39,7 +39,7 @@ class Finding:
 
 
 def diagnose() -> list[Finding]:
-    """Look at everything; never raises for what it finds. The last finding is a real clustering on the CPU."""
+    """Look at everything; never raises for what it finds. The last findings are real clusterings on every device."""
     library, info = _library()
     return [
         Finding("dmic", __version__),
@@ -51,7 +51,7 @@ def diagnose() -> list[Finding]:
         *_kernels(info),
         _gpu(info),
         *_compilers(),
-        _clustering(),
+        *_clusterings(info),
     ]
 
 
@@ -129,23 +129,29 @@ def _compilers() -> Iterator[Finding]:
         yield Finding("nvcc", "none", False, "needed only to build the CUDA kernels; install the CUDA toolkit")
 
 
-def _clustering() -> Finding:
+def _clusterings(info: dict[str, Any]) -> Iterator[Finding]:
+    yield _clustering("CPU", torch.device("cpu"))
+    if info.get("cuda") and torch.cuda.is_available():
+        yield _clustering("GPU", torch.device("cuda"))
+
+
+def _clustering(name: str, device: torch.device) -> Finding:
     """Two groups of five in the plane, far apart: small enough to know the labels."""
+    subject, essential = f"clustering on the {name}", device.type == "cpu"
     angles = np.concatenate([np.linspace(0.0, 0.1, 5), np.linspace(1.5, 1.6, 5)])
     points = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     expected = [0] * 5 + [1] * 5
+    advice = f"rebuild the library: {REBUILD}"
     start = time.perf_counter()
     try:
         from .pseudo_labels import pseudo_labels
 
-        labels = pseudo_labels(points, k1=5, k2=2).labels.tolist()
-    except (ImportError, OSError, RuntimeError, AttributeError, ValueError) as error:
-        found = f"failed ({_first_line(error)})"
-        return Finding("clustering on the CPU", found, False, f"rebuild the library: {REBUILD}", essential=True)
+        labels = pseudo_labels(torch.from_numpy(points).to(device), k1=5, k2=2).labels.tolist()
+    except (ImportError, OSError, RuntimeError, AttributeError, ValueError, AssertionError) as error:
+        return Finding(subject, f"failed ({_first_line(error)})", False, advice, essential)
     if labels != expected:
-        found = f"wrong labels {labels}, expected {expected}"
-        return Finding("clustering on the CPU", found, False, f"rebuild the library: {REBUILD}", essential=True)
-    return Finding("clustering on the CPU", f"works ({1e3 * (time.perf_counter() - start):.1f} ms)", essential=True)
+        return Finding(subject, f"wrong labels {labels}, expected {expected}", False, advice, essential)
+    return Finding(subject, f"works ({1e3 * (time.perf_counter() - start):.1f} ms)", essential=essential)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

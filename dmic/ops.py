@@ -107,17 +107,27 @@ def knn_graph(features: Any, k1: int, *, block_rows: int = 0, progress: Progress
            [0., 1.],
            [0., 4.]], dtype=float32))
     """
+    restore = like(features)
+    neighbor_idx, neighbor_dist, _ = knn_graph_and_redone(features, k1, block_rows=block_rows, progress=progress)
+    return restore(neighbor_idx), restore(neighbor_dist)
+
+
+def knn_graph_and_redone(
+    features: Any, k1: int, *, block_rows: int = 0, progress: Progress | None = None
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """`knn_graph` as tensors, and the number of rows whose float16 candidates were not proved complete and that were
+    therefore compared with every sample exactly. Depends on the device: the CPU has no such rows."""
     tensor = _features("knn_graph", features)
     k1, block_rows = to_integer(k1, "knn_graph: k1"), to_integer(block_rows, "knn_graph: block_rows")
-    restore = like(features)
-    neighbor_idx, neighbor_dist = call(progress, torch.ops.dmic.knn_graph.default, tensor, k1, block_rows)
-    return restore(neighbor_idx), restore(neighbor_dist)
+    neighbor_idx, neighbor_dist, redone = call(progress, torch.ops.dmic.knn_graph.default, tensor, k1, block_rows)
+    return neighbor_idx, neighbor_dist, redone if torch.compiler.is_compiling() else int(redone)
 
 
 @torch.library.register_fake("dmic::knn_graph")
 def _(features, k1, block_rows=0):
     rows = features.shape[0]
-    return features.new_empty(rows, k1, dtype=torch.int32), features.new_empty(rows, k1)
+    idx, dist = features.new_empty(rows, k1, dtype=torch.int32), features.new_empty(rows, k1)
+    return idx, dist, features.new_empty(1, dtype=torch.int64)
 
 
 def k_reciprocal_encoding(features: Any, neighbor_idx: Any, k1_half: int, *, progress: Progress | None = None) -> Csr:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, tor
 
 NOISE_EPS = 0.8  # the distance from which on pairs of unstructured features are common
 PAIR_BYTES = 24  # one pair while it is found and laid out in both directions
+GPU_SCRATCH_BYTES = 300_000_000  # of the blocks of any kernel, at most
 ENTRY_BYTES = 8  # one stored entry of a Csr: int32 column, int32 or float32 value
 
 Progress = Callable[[str, int, int], None]
@@ -38,6 +40,8 @@ class PseudoLabels:
         num_clusters: number of clusters.
         num_outliers: number of samples labelled NOISE.
         seconds: wall time of every stage that ran, in order.
+        num_redone: samples whose neighbours the tensor cores of a GPU could not be proved to have found all, and that
+            were compared with every sample exactly. What the search cost, not what it is worth: the result is exact.
     """
 
     labels: Any
@@ -45,6 +49,7 @@ class PseudoLabels:
     num_clusters: int
     num_outliers: int
     seconds: dict[str, float]
+    num_redone: int = 0
 
     def cluster_sizes(self) -> Any:
         """Number of samples in each cluster, int64 [num_clusters], outliers left out."""
@@ -71,7 +76,14 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    num_samples: int, num_features: int, *, k1: int = 30, k2: int = 6, eps: float = 0.6, copy_features: bool = False
+    num_samples: int,
+    num_features: int,
+    *,
+    k1: int = 30,
+    k2: int = 6,
+    eps: float = 0.6,
+    copy_features: bool = False,
+    device: Any = "cpu",
 ) -> MemoryEstimate:
     """Memory that `pseudo_labels` needs beyond the features.
 
@@ -87,13 +99,17 @@ def estimate_memory(
         num_features: d.
         k1, k2, eps: as in `pseudo_labels`.
         copy_features: whether the features must first be copied, because they are not contiguous float32.
+        device: where the features are; a GPU keeps other scratch memory than the threads of a CPU do.
     """
     k1, k2, eps = check_search("estimate_memory", k1, k2, eps)
-    n = num_samples
-    workers = torch.get_num_threads() * (5_000_000 + 2_000 * num_features + 12 * n)
-    features = 4 * n * num_features if copy_features else 0
+    n, on_gpu = num_samples, torch.device(device).type == "cuda"
+    features = 4 * n * num_features if copy_features or (on_gpu and num_features % 8) else 0
     neighbors = 4 * n * k1
     candidates = n * (ENTRY_BYTES * (3 * k1 + 64) + 32)
+    workers = torch.get_num_threads() * (5_000_000 + 2_000 * num_features + 12 * n)
+    if on_gpu:
+        candidates = n * (ENTRY_BYTES * max(256, 3 * k1 + 64) + 2 * num_features + 64)
+        workers = GPU_SCRATCH_BYTES + 16 * n
     encoding_length = 2 * k1
     expanded_length = encoding_length if k2 == 1 else max(encoding_length, k1 * k2)
     overlap = 2 * (1 - eps) / (2 - eps)
@@ -159,6 +175,7 @@ def pseudo_labels(
         ValueError: in one line, before any work: an argument is out of range, has the wrong shape or dtype, holds NaN
             or infinity, or would be without effect, or the memory estimate exceeds `max_memory`.
         TypeError: an argument is not an array.
+        MemoryError, torch.OutOfMemoryError: the memory of the machine or the GPU ran out; says how much is needed.
     """
     name = "pseudo_labels"
     k1, k2, eps = check_search(name, k1, k2, eps)
@@ -171,17 +188,19 @@ def pseudo_labels(
     del features, neighbor_idx, encoding, distance
 
     seconds: dict[str, float] = {}
+    num_redone = 0
     if inputs.num_samples == 0:
         labels, core_mask = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
         labels, core_mask = labels.to(inputs.device), core_mask.to(inputs.device)
     else:
         device = inputs.device
-        distance = sparse_distance(inputs, k1, k2, eps, progress, seconds, max_memory)
-        with _timed(seconds, "dbscan", device):
-            labels, core_mask = _ops().dbscan(distance, eps, min_samples, progress=progress)
+        with _explained_out_of_memory(name, inputs, k1, k2, eps):
+            distance, num_redone = sparse_distance(inputs, k1, k2, eps, progress, seconds, max_memory)
+            with _timed(seconds, "dbscan", device):
+                labels, core_mask = _ops().dbscan(distance, eps, min_samples, progress=progress)
     num_clusters = int(labels.max()) + 1 if len(labels) else 0
     num_outliers = int((labels == NOISE).sum())
-    return PseudoLabels(back(labels), back(core_mask), num_clusters, num_outliers, seconds)
+    return PseudoLabels(back(labels), back(core_mask), num_clusters, num_outliers, seconds, num_redone)
 
 
 class JaccardDBSCAN:
@@ -359,10 +378,12 @@ def sparse_distance(
     progress: Progress | None,
     seconds: dict[str, float],
     max_memory: int | None = None,
-) -> Csr:
-    """The Jaccard distances up to `max_distance`. Takes its inputs apart: what is used up is freed at once."""
+) -> tuple[Csr, int]:
+    """The Jaccard distances up to `max_distance`, and the rows of the search that were redone. Takes its inputs apart:
+    what is used up is freed at once."""
+    num_redone = 0
     if inputs.distance is not None:
-        return inputs.distance
+        return inputs.distance, num_redone
     ops, device = _ops(), inputs.device
     features, encoding, neighbor_idx = inputs.features, inputs.encoding, inputs.neighbor_idx
     inputs.features = inputs.encoding = inputs.neighbor_idx = None
@@ -370,7 +391,7 @@ def sparse_distance(
         features = features.to(torch.float32).contiguous()
     if neighbor_idx is None and (encoding is None or k2 > 1):
         with _timed(seconds, "knn_graph", device):
-            neighbor_idx = ops.knn_graph(features, k1, progress=progress)[0]
+            neighbor_idx, _, num_redone = ops.knn_graph_and_redone(features, k1, progress=progress)
     if encoding is None:
         k1_half = int(np.around(k1 / 2))  # half to even, as published
         with _timed(seconds, "k_reciprocal_encoding", device):
@@ -384,10 +405,12 @@ def sparse_distance(
     del neighbor_idx
     max_pairs = None
     if max_memory is not None:  # what is left beside the rows, their inverted lists and the workers, 24 bytes a pair
-        held = 2 * encoding.nbytes + 16 * inputs.num_samples + torch.get_num_threads() * 20 * inputs.num_samples
+        workers = GPU_SCRATCH_BYTES if device.type == "cuda" else torch.get_num_threads() * 20 * inputs.num_samples
+        held = 2 * encoding.nbytes + 16 * inputs.num_samples + workers
         max_pairs = max(0, max_memory - held) // PAIR_BYTES
     with _timed(seconds, "jaccard_distance", device):
-        return ops.jaccard_distance(encoding, max_distance, max_pairs=max_pairs, progress=progress)
+        distance = ops.jaccard_distance(encoding, max_distance, max_pairs=max_pairs, progress=progress)
+    return distance, num_redone
 
 
 def needs_copy(features: torch.Tensor) -> bool:
@@ -403,21 +426,46 @@ def format_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
+def _estimate(inputs: Inputs, k1: int, k2: int, eps: float) -> MemoryEstimate:
+    features = inputs.features
+    copied = features is not None and needs_copy(features)
+    num_features = 0 if features is None else features.shape[1]
+    return estimate_memory(
+        inputs.num_samples, num_features, k1=k1, k2=k2, eps=eps, copy_features=copied, device=inputs.device
+    )
+
+
 def _check_memory(name: str, inputs: Inputs, k1: int, k2: int, eps: float, max_memory: int | None) -> None:
     if max_memory is None:
         return
     max_memory = to_integer(max_memory, f"{name}: max_memory")
     if inputs.distance is not None:
         return
-    features = inputs.features
-    copied = features is not None and needs_copy(features)
-    num_features = 0 if features is None else features.shape[1]
-    estimate = estimate_memory(inputs.num_samples, num_features, k1=k1, k2=k2, eps=eps, copy_features=copied)
+    estimate = _estimate(inputs, k1, k2, eps)
     if estimate.peak_bytes > max_memory:
         raise ValueError(
             f"{name}: about {estimate} is needed beyond the features, max_memory allows {format_bytes(max_memory)}; "
             f"raise it or lower k1={k1}, k2={k2} or eps={eps}"
         )
+
+
+@contextmanager
+def _explained_out_of_memory(name: str, inputs: Inputs, k1: int, k2: int, eps: float) -> Iterator[None]:
+    """Says how much memory is needed, and how much there is, where memory ran out."""
+    estimate, device = _estimate(inputs, k1, k2, eps), inputs.device
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(r"out of memory|not enough memory", str(error)):
+            raise
+        on_gpu = device.type == "cuda"
+        kind = torch.OutOfMemoryError if on_gpu else MemoryError
+        free = f", {format_bytes(torch.cuda.mem_get_info(device)[0])} are free on {device}" if on_gpu else ""
+        advice = "move the features to the CPU, or " if on_gpu else ""
+        raise kind(
+            f"{name}: out of memory; about {estimate} is needed beyond the features{free}; "
+            f"{advice}lower k1={k1}, k2={k2} or eps={eps}"
+        ) from error
 
 
 def _check_distance(name: str, features: Any, distance: Csr) -> Inputs:

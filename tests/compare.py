@@ -51,10 +51,17 @@ def assert_same_clusters(labels: np.ndarray, want: np.ndarray) -> None:
 
 
 def assert_reproducible(run: Callable[[], Any], inputs: Any, backend: Any) -> Any:
-    """`run()` gives the same bits every time, for 1 and 2 threads and for every instruction set of the CPU, and
-    leaves its inputs as they were. Returns the result."""
+    """`run()` gives the same bits every time, for 1 and 2 threads, every instruction set of the CPU and every schedule
+    of emulated kernels, and leaves its inputs as they were. Returns the result."""
     before = copy.deepcopy(inputs)
     want = run()
+    try:
+        for schedule in backend.schedules:
+            backend.set_schedule(schedule)
+            assert_same_bits(run(), want, f"schedule {schedule}")
+    finally:
+        if backend.schedules:
+            backend.set_schedule(0)
     threads = torch.get_num_threads()
     try:
         for num_threads in (1, 2):
@@ -62,7 +69,7 @@ def assert_reproducible(run: Callable[[], Any], inputs: Any, backend: Any) -> An
             assert_same_bits(run(), want, f"{num_threads} threads")
     finally:
         torch.set_num_threads(threads)
-    if backend.device == "cpu":
+    if backend.name == "cpu":
         levels = dmic.build_info()["simd_available"]
         assert levels, "no instruction set is available"
         try:

@@ -352,7 +352,7 @@ class TestDoctor:
         monkeypatch.delattr(dmic, "ops", raising=False)
         monkeypatch.delattr(dmic, "_C", raising=False)
         for op in ("build_info", "knn_graph", "dbscan"):
-            monkeypatch.delattr(dmic, op, raising=False)
+            monkeypatch.delitem(vars(dmic), op, raising=False)
 
     def test_a_missing_library_is_broken_and_says_how_to_build_it(self, run, no_library):
         code, out, _ = run("doctor")
@@ -377,6 +377,17 @@ class TestDoctor:
         code, out, _ = run("doctor")
         assert code == 1
         assert "!!  clustering on the CPU  wrong labels [0, 0, 0, 0, 0, 0, 0, 0, 0, 0]" in out
+
+    def test_a_gpu_that_does_not_work_is_no_reason_to_do_without_the_cpu(self, run, monkeypatch):
+        if torch.cuda.is_available() or not dmic.build_info()["cuda"]:
+            pytest.skip("there is a GPU, or no kernel for one")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(doctor, "_gpu", lambda _: doctor.Finding("GPU", "1 x made up"))
+        code, out, _ = run("doctor")
+        assert code == 0
+        assert "clustering on the CPU  works (" in out
+        assert "--  clustering on the GPU  failed (" in out
+        assert "-> rebuild the library: pip install" in out
 
     def test_an_old_torch_is_named(self, monkeypatch):
         monkeypatch.setattr(torch, "__version__", "2.9.1+cpu")

@@ -21,6 +21,8 @@ DMIC_HOST_DEVICE inline float bits_float(uint32_t bits) {
   return x;
 }
 
+constexpr float kMaxHalf = 65504.0f;  // the largest finite float16
+
 // |x| must be below 65520, the first value that rounds to infinity.
 DMIC_HOST_DEVICE inline uint16_t half_from_float(float x) {
   const uint32_t bits = float_bits(x), sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
@@ -44,7 +46,6 @@ DMIC_HOST_DEVICE inline float float_from_half(uint16_t half) {
 
 // sqrt(sum_sq) rounded up to float32: a bound, never below the true value.
 DMIC_HOST_DEVICE inline float norm_above(double sum_sq) {
-  if (sum_sq == 0.0) return 0.0f;
   const double bound = sqrt(sum_sq) * (1.0 + 0x1p-40);  // covers the roundings of the sum of up to 2^20 terms, and of the root
   const float rounded = static_cast<float>(bound);
   return rounded < bound ? bits_float(float_bits(rounded) + 1) : rounded;

@@ -4,11 +4,11 @@
 #include "../ops/dbscan.h"
 
 #include <algorithm>
-#include <bit>
 #include <limits>
 #include <vector>
 
 #include "csr_builder.h"
+#include "dbscan_checks.h"
 #include "parallel.h"
 
 namespace dmic {
@@ -16,11 +16,7 @@ namespace {
 
 constexpr int64_t kRowsPerChunk = 4096;
 
-struct Distances {
-  const int64_t* row_ptr;
-  const int32_t* col_idx;
-  const float* values;
-  int64_t rows;
+struct Graph : Distances {
   float eps;
 
   template <class Visit>
@@ -29,47 +25,6 @@ struct Distances {
       if (values[t] <= eps) visit(col_idx[t]);
   }
 };
-
-uint64_t mix(uint64_t x) {  // the finaliser of splitmix64
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return x ^ (x >> 31);
-}
-
-// Every pair and its mirror image cancel in a sum of hashes; one that stands alone leaves it different from zero, but
-// for one case in 2^64.
-void check_symmetric(Progress& progress, const Distances& in) {
-  std::atomic<uint64_t> balance{0};
-  for_each_chunk(progress, in.rows, kRowsPerChunk, [&](int64_t begin, int64_t end) {
-    uint64_t sum = 0;
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) {
-        const int64_t j = in.col_idx[t];
-        DMIC_CHECK(in.values[t] >= 0.0f, "dbscan: distances must not be negative or NaN, got ", in.values[t], " at [", i,
-                   ", ", j, "]");
-        if (i == j) continue;
-        const uint64_t pair = mix(static_cast<uint64_t>(std::min(i, j)) << 32 | static_cast<uint64_t>(std::max(i, j)));
-        const uint64_t hash = mix(pair ^ std::bit_cast<uint32_t>(in.values[t] + 0.0f));  // -0 is 0
-        sum += i < j ? hash : 0 - hash;
-      }
-    balance += sum;
-  });
-  progress.check();
-  if (balance == 0) return;
-  for (int64_t i = 0; i < in.rows; ++i)
-    for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) {
-      const int64_t j = in.col_idx[t];
-      const int32_t* begin = in.col_idx + in.row_ptr[j];
-      const int32_t* end = in.col_idx + in.row_ptr[j + 1];
-      const int32_t* found = std::lower_bound(begin, end, static_cast<int32_t>(i));
-      DMIC_CHECK(found != end && *found == i, "dbscan: distance must be symmetric, got ", in.values[t], " at [", i, ", ", j,
-                 "] and nothing at [", j, ", ", i, "]");
-      const float other = in.values[found - in.col_idx];
-      DMIC_CHECK(other == in.values[t],
-                 "dbscan: distance must be symmetric, got ", in.values[t], " at [", i, ", ", j, "] and ", other, " at [", j,
-                 ", ", i, "]");
-    }
-}
 
 int32_t find_root(std::vector<int32_t>& parent, int32_t i) {
   while (parent[i] != i) i = parent[i] = parent[parent[i]];  // path halving
@@ -81,11 +36,12 @@ std::tuple<Tensor, Tensor> dbscan_cpu(const Tensor& row_ptr_in, const Tensor& co
   check_dbscan_args(row_ptr_in, col_idx_in, values_in, eps, min_samples);
   const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
   const Tensor values = torch::stable::contiguous(values_in);
-  const Distances in{row_ptr.const_data_ptr<int64_t>(), col_idx.const_data_ptr<int32_t>(), values.const_data_ptr<float>(),
-                     row_ptr.size(0) - 1, static_cast<float>(eps)};
+  const Graph in{{row_ptr.const_data_ptr<int64_t>(), col_idx.const_data_ptr<int32_t>(), values.const_data_ptr<float>(),
+                  row_ptr.size(0) - 1},
+                 static_cast<float>(eps)};
   Progress progress("dbscan", 3 * in.rows);
   check_csr_structure(progress, "dbscan", in.row_ptr, in.rows, in.col_idx, col_idx.size(0));
-  check_symmetric(progress, in);
+  check_distances(progress, in);
 
   Tensor labels_out = new_tensor(row_ptr_in, {in.rows}, ScalarType::Long);
   Tensor core_out = new_tensor(row_ptr_in, {in.rows}, ScalarType::Bool);

@@ -131,11 +131,6 @@ void expand_row(const Expansion& in, int64_t i, Worker& worker, CsrChunk<int32_t
   row.finish();
 }
 
-void check_not_negative(const char* name, const int64_t* ids, int64_t rows) {
-  for (int64_t i = 0; ids && i < rows; ++i)
-    DMIC_CHECK(ids[i] >= 0, "invariant_expansion: ", name, " must not be negative, got ", ids[i], " at sample ", i);
-}
-
 CsrTensors invariant_expansion_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& values_in,
                                    const Tensor& neighbor_idx_in, int64_t k2, const std::optional<Tensor>& camera_ids_in,
                                    const std::optional<Tensor>& modality_ids_in) {

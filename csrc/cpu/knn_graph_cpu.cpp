@@ -344,7 +344,7 @@ class Search {
   std::vector<std::mutex> locks_;
 };
 
-std::tuple<Tensor, Tensor> knn_graph_cpu(const Tensor& features, int64_t k1, int64_t block_rows) {
+std::tuple<Tensor, Tensor, Tensor> knn_graph_cpu(const Tensor& features, int64_t k1, int64_t block_rows) {
   check_knn_graph_args(features, k1, block_rows);
   const int64_t rows = features.size(0), d = features.size(1);
   const Tensor dense = torch::stable::contiguous(features);
@@ -356,7 +356,7 @@ std::tuple<Tensor, Tensor> knn_graph_cpu(const Tensor& features, int64_t k1, int
     search.run(progress, neighbor_idx.mutable_data_ptr<int32_t>(), neighbor_dist.mutable_data_ptr<float>());
     progress.finish();
   }
-  return {neighbor_idx, neighbor_dist};
+  return {neighbor_idx, neighbor_dist, torch::stable::new_zeros(features, {1}, ScalarType::Long)};
 }
 
 }  // namespace

@@ -41,6 +41,7 @@ inline const char* dtype_name(ScalarType type) {
     case ScalarType::Int: return "int32";
     case ScalarType::Long: return "int64";
     case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
     default: return "another dtype";
   }
 }
@@ -58,6 +59,17 @@ inline void check_tensor(const char* op, const char* name, const Tensor& tensor,
              shape_text(tensor));
   DMIC_CHECK(tensor.scalar_type() == type, op, ": ", name, " must be ", dtype_name(type), ", got ",
              dtype_name(tensor.scalar_type()));
+}
+
+inline std::string device_text(const Tensor& tensor) {
+  return tensor.is_cuda() ? concat("cuda:", tensor.get_device_index()) : "cpu";
+}
+
+// A kernel follows the pointers of all its arguments on the device of the first.
+inline void check_same_device(const char* op, const char* name, const Tensor& tensor, const char* first_name,
+                              const Tensor& first) {
+  DMIC_CHECK(tensor.device() == first.device(), op, ": ", name, " must be on ", device_text(first), " like ", first_name,
+             ", got ", device_text(tensor));
 }
 
 constexpr int64_t kMaxSamples = (1ll << 31) - 1;  // indices are int32
@@ -79,6 +91,8 @@ inline void check_csr(const char* op, const Tensor& row_ptr, const Tensor& col_i
   check_tensor(op, "row_ptr", row_ptr, 1, ScalarType::Long);
   check_tensor(op, "col_idx", col_idx, 1, ScalarType::Int);
   check_tensor(op, "values", values, 1, value_type);
+  check_same_device(op, "col_idx", col_idx, "row_ptr", row_ptr);
+  check_same_device(op, "values", values, "row_ptr", row_ptr);
   DMIC_CHECK(row_ptr.size(0) >= 1, op, ": row_ptr must have at least one entry, got shape [0]");
   DMIC_CHECK(row_ptr.size(0) - 1 <= kMaxSamples, op, ": row_ptr must describe fewer than 2^31 rows, got ",
              row_ptr.size(0) - 1);
@@ -93,7 +107,13 @@ inline void check_ids(const char* op, const char* name, const std::optional<Tens
 }
 
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
-  return torch::stable::new_empty(like, shape, type);
+  try {
+    return torch::stable::new_empty(like, shape, type);
+  } catch (const std::exception&) {  // the stable interface has no more to say than that the call failed
+    std::ostringstream text;
+    for (const int64_t size : shape) text << (text.tellp() > 0 ? ", " : "") << size;
+    throw std::runtime_error(concat("out of memory for ", dtype_name(type), " [", text.str(), "]"));
+  }
 }
 
 }  // namespace dmic

@@ -22,10 +22,19 @@ inline void check_invariant_expansion_args(const Tensor& row_ptr, const Tensor& 
   check_csr(op, row_ptr, col_idx, values, ScalarType::Int);
   const int64_t rows = row_ptr.size(0) - 1;
   check_neighbor_idx(op, neighbor_idx, rows);
+  check_same_device(op, "neighbor_idx", neighbor_idx, "row_ptr", row_ptr);
   DMIC_CHECK(rows == 0 || (k2 >= 1 && k2 <= neighbor_idx.size(1)), op, ": k2 must be in [1, k1], got k2=", k2,
              " with k1=", neighbor_idx.size(1));
   check_ids(op, "camera_ids", camera_ids, rows);
   check_ids(op, "modality_ids", modality_ids, rows);
+  if (camera_ids) check_same_device(op, "camera_ids", *camera_ids, "row_ptr", row_ptr);
+  if (modality_ids) check_same_device(op, "modality_ids", *modality_ids, "row_ptr", row_ptr);
+}
+
+// `ids` in CPU memory; null if absent.
+inline void check_not_negative(const char* name, const int64_t* ids, int64_t rows) {
+  for (int64_t i = 0; ids && i < rows; ++i)
+    DMIC_CHECK(ids[i] >= 0, "invariant_expansion: ", name, " must not be negative, got ", ids[i], " at sample ", i);
 }
 
 }  // namespace dmic

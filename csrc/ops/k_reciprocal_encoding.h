@@ -16,6 +16,7 @@ namespace dmic {
 inline void check_k_reciprocal_encoding_args(const Tensor& features, const Tensor& neighbor_idx, int64_t k1_half) {
   check_features("k_reciprocal_encoding", features);
   check_neighbor_idx("k_reciprocal_encoding", neighbor_idx, features.size(0));
+  check_same_device("k_reciprocal_encoding", "neighbor_idx", neighbor_idx, "features", features);
   DMIC_CHECK(features.size(0) == 0 || (k1_half >= 0 && k1_half < neighbor_idx.size(1)),
              "k_reciprocal_encoding: k1_half must be in [0, k1 - 1], got k1_half=", k1_half, " with k1=",
              neighbor_idx.size(1));

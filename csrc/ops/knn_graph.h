@@ -1,10 +1,12 @@
-// knn_graph(features, k1) -> (neighbor_idx, neighbor_dist)
+// knn_graph(features, k1) -> (neighbor_idx, neighbor_dist, num_redone)
 //
 // features       float32 [N, d], finite, contiguous. Norms are arbitrary.
 // k1             1 <= k1 <= N (any k1 >= 0 when N == 0). Counts the sample itself.
 // block_rows     size of the blocks of rows and columns that are compared at a time; 0 chooses. Changes no bit.
 // neighbor_idx   int32 [N, k1]: the k1 nearest samples of each sample, itself included.
 // neighbor_dist  float32 [N, k1]: squared Euclidean distance, ascending; equal distances by ascending index.
+// num_redone     int64 [1]: rows whose candidates were not proved complete, and that were compared with every sample.
+//                Says what the search cost; differs between backends. The CPU re-scores on the way and has none.
 //
 // The distance is float32(|x|^2 + |y|^2 - 2 x.y) with the float64 sums of canonical/dot.h, never below zero.
 // A sample can be missing from its own list only if it has k1 or more exact duplicates of lower index.

@@ -9,11 +9,10 @@
 #include <cmath>
 #include <iomanip>
 
+#include "../canonical/half.h"
 #include "checks.h"
 
 namespace dmic {
-
-constexpr float kMaxHalf = 65504.0f;
 
 inline void check_round_features_args(const Tensor& features, int64_t exponent) {
   check_features("round_features", features);

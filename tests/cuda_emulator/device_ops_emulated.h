@@ -28,6 +28,14 @@ void wait_for_copies() {
   emulator::wait_for_copies(kGroupsLeft);
 }
 
+inline void load_matrices_x4(uint32_t (&parts)[4], const void* shared_row) {
+  constexpr uintptr_t kBytes = 16;
+  if (reinterpret_cast<uintptr_t>(shared_row) % kBytes) emulator::fail("load_matrices_x4: misaligned address");
+  const auto rows = emulator::exchange(~0u, shared_row, emulator::Collective::kMatrix, __LINE__);
+  const int lane = emulator::lane();
+  for (int m = 0; m < 4; ++m) parts[m] = rows.get<const uint32_t*>(8 * m + lane / 4)[lane % 4];
+}
+
 inline void multiply_tile_f16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   constexpr int kRows = 16, kCols = 8, kDepth = 16;
   float left[kRows][kDepth], right[kDepth][kCols];

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -69,8 +70,8 @@ class BuildFile:
         self.lines += [f"  flags = {flags}", f"  libraries = {libraries}"]
         return output
 
-    def kernel(self, output: Path, source: Path, sanitizer: str) -> Path:
-        return self.compile(output, source, f"{SANITIZERS[sanitizer]} {EMULATED_FLAGS}")
+    def kernel(self, output: Path, source: Path, sanitizer: str, flags: str = "") -> Path:
+        return self.compile(output, source, f"{SANITIZERS[sanitizer]} {EMULATED_FLAGS} {flags}")
 
     def op_library(self, output: Path, kernels: Iterable[Path], sanitizer: str) -> Path:
         objects = [*kernels, *(OUTPUT / f"{source.stem}.o" for source in WRAPPERS), OUTPUT / "emulator.o", TORCH]
@@ -89,8 +90,32 @@ def mutant_library(name: str, sanitizer: str) -> Path:
     return OUTPUT / "mutants" / name / f"{sanitizer}.so"
 
 
-def build(targets: Iterable[Path], mutants: dict[str, tuple[str, str]] | None = None) -> None:
-    """Bring targets up to date. mutants: {name: (kernel stem, its source with one mistake)}."""
+@dataclass(frozen=True)
+class MutantSource:
+    """A kernel file with one mistake, in itself or in a header that it includes."""
+
+    stem: str
+    file: str
+    text: str
+    sanitizer: str
+
+    def write(self, folder: Path) -> Path:
+        """Returns the kernel file, which finds the mutated header beside it."""
+        kernel = next(path for path in KERNELS if path.stem == self.stem)
+        texts = {kernel.name: kernel.read_text(), self.file: self.text}
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in folder.glob("*.cu*"):
+            if path.name not in texts:  # of an older mutant with this name
+                path.unlink()
+        for name, text in texts.items():
+            path = folder / name
+            if not path.exists() or path.read_text() != text:
+                path.write_text(text)
+        return folder / kernel.name
+
+
+def build(targets: Iterable[Path], mutants: dict[str, MutantSource] | None = None) -> dict[str, str]:
+    """Bring targets up to date. mutants: by name. Returns {name of a mutant that does not compile: the messages}."""
     ninja = BuildFile()
     ninja.compile(OUTPUT / "emulator.o", HERE / "emulator.cpp", "-std=c++20 -O2")
     ninja.compile(OUTPUT / "emulator_ucontext.o", HERE / "emulator.cpp", "-std=c++20 -O2 -DDMIC_EMU_UCONTEXT")
@@ -106,27 +131,30 @@ def build(targets: Iterable[Path], mutants: dict[str, tuple[str, str]] | None = 
         ninja.op_library(library(sanitizer), kernels, sanitizer)
     plain = OUTPUT / "plain"
     ninja.link(plain / "selftest_ucontext", [plain / "selftest.o", OUTPUT / "emulator_ucontext.o"], "", "-lpthread")
-    for name, (stem, text) in (mutants or {}).items():
-        source = OUTPUT / "mutants" / name / f"{stem}.cu"
-        source.parent.mkdir(parents=True, exist_ok=True)
-        if not source.exists() or source.read_text() != text:
-            source.write_text(text)
-        for sanitizer in SANITIZERS:
-            kernel = ninja.kernel(source.with_suffix(f".{sanitizer}.o"), source, sanitizer)
-            others = [OUTPUT / sanitizer / f"{other.stem}.o" for other in KERNELS if other.stem != stem]
-            ninja.op_library(mutant_library(name, sanitizer), [kernel, *others], sanitizer)
-    run_ninja("\n".join(ninja.lines) + "\n", targets)
+    for name, mutant in (mutants or {}).items():
+        source, sanitizer = mutant.write(OUTPUT / "mutants" / name), mutant.sanitizer
+        kernel = ninja.kernel(source.with_suffix(f".{sanitizer}.o"), source, sanitizer, "-g0 -w")
+        others = [OUTPUT / sanitizer / f"{other.stem}.o" for other in KERNELS if other.stem != mutant.stem]
+        ninja.op_library(mutant_library(name, sanitizer), [kernel, *others], sanitizer)
+    messages = run_ninja("\n".join(ninja.lines) + "\n", targets)
+    failed = [Path(line.split()[-1]) for line in messages.splitlines() if line.startswith("FAILED: ")]
+    broken = {
+        name: messages for name in mutants or {} if any(path.parent == OUTPUT / "mutants" / name for path in failed)
+    }
+    if messages and len(broken) < len(failed):
+        raise RuntimeError(f"building the emulator failed:\n{messages}")
+    return broken
 
 
-def run_ninja(text: str, targets: Iterable[Path]) -> None:
+def run_ninja(text: str, targets: Iterable[Path]) -> str:
+    """Returns the messages if anything failed; builds what does not."""
     OUTPUT.mkdir(parents=True, exist_ok=True)
     with open(OUTPUT / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another test run may be at it
         (OUTPUT / "build.ninja").write_text(text)
-        command = [find_ninja(), "-f", OUTPUT / "build.ninja", "-j", str(os.cpu_count()), *targets]
+        command = [find_ninja(), "-f", OUTPUT / "build.ninja", "-k", "0", "-j", str(os.cpu_count()), *targets]
         done = subprocess.run(command, cwd=OUTPUT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"building the emulator failed:\n{done.stdout}{done.stderr}")
+    return f"{done.stdout}{done.stderr}" if done.returncode else ""
 
 
 def find_ninja() -> str:

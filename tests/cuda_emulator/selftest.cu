@@ -495,6 +495,30 @@ void tile_products_are_exact_for_small_integers() {
     }
 }
 
+constexpr int kMatrices = 4, kMatrixRows = 8;
+
+__global__ void matrices_kernel(const uint16_t* in, uint32_t* out) {
+  __shared__ __align__(16) uint16_t rows[kMatrices * kMatrixRows][8];
+  for (int column = 0; column < 8; ++column) rows[threadIdx.x][column] = in[threadIdx.x * 8 + column];
+  __syncwarp();
+  uint32_t parts[kMatrices];
+  dmic::load_matrices_x4(parts, rows[threadIdx.x ^ 5]);  // the rows of each matrix in another order
+  for (int m = 0; m < kMatrices; ++m) out[m * kWarp + threadIdx.x] = parts[m];
+}
+
+void matrices_arrive_as_the_product_takes_them() {
+  Array<uint16_t> in(kMatrices * kMatrixRows * 8);
+  Array<uint32_t> out(kMatrices * kWarp);
+  for (int i = 0; i < kMatrices * kMatrixRows * 8; ++i) in[i] = static_cast<uint16_t>(i * 257 + 3);
+  run(matrices_kernel, 1, kWarp, 0, in.get(), out.get());
+  for (int m = 0; m < kMatrices; ++m)
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const int row = (kMatrixRows * m + lane / 4) ^ 5, column = lane % 4 * 2;
+      const uint32_t want = in[row * 8 + column] | static_cast<uint32_t>(in[row * 8 + column + 1]) << 16;
+      expect_equal(out[m * kWarp + lane], want, "part of a matrix");
+    }
+}
+
 __global__ void copy_kernel(const float4* in, float4* out, int valid) {
   __shared__ float4 values[kWarp];
   dmic::copy_async16(&values[threadIdx.x], &in[threadIdx.x], static_cast<int>(threadIdx.x) < valid);
@@ -546,6 +570,7 @@ int main(int argc, char** argv) {
   roots_do_not_depend_on_the_schedule();
   scalar_intrinsics_count_bits();
   tile_products_are_exact_for_small_integers();
+  matrices_arrive_as_the_product_takes_them();
   copies_that_are_not_valid_give_zeros();
   impossible_launches_are_refused();
   puts(failures ? "selftest failed" : "selftest passed");

@@ -1,17 +1,30 @@
-"""The backends that every op test runs over, with one comparison: equal bits (`compare.assert_same_bits`)."""
+"""The backends that every op test runs over, with one comparison: equal bits (`compare.assert_same_bits`).
+
+`cpu` is always there, `cuda` where there is a GPU, and `emulated` always: the CUDA kernels, executed from their own
+source on the CPU by tests/cuda_emulator.
+"""
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy as np
 import pytest
 import torch
 
 import dmic
 import dmic.ops
+from dmic import _native
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cuda_emulator"))
+
+import kernel_checks
 
 # The same examples in every run: a change that breaks nothing must not fail, and a failure must come back.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -21,12 +34,19 @@ hypothesis.settings.load_profile("repeatable")
 class Backend:
     """The public ops on one device: arrays go there, and results come back as tensors on the CPU."""
 
+    schedules: tuple[int, ...] = ()
+
     def __init__(self, name: str, device: str):
         self.name = name
         self.device = device
 
     def __repr__(self) -> str:
         return self.name
+
+    @property
+    def raw(self) -> Any:
+        """The registered ops, without the public wrappers."""
+        return torch.ops.dmic
 
     def __getattr__(self, op: str) -> Callable:
         return partial(self._run, getattr(dmic.ops, op))
@@ -44,21 +64,54 @@ class Backend:
         return array.to(self.device) if isinstance(array, torch.Tensor) else array
 
 
-DEVICES = {"cpu": "CPU", "cuda": "CUDA"}  # device and its dispatch key
+# Operations of the largest inputs that the emulator takes in about a second; larger ones are skipped by name.
+EMULATED_WORK = {
+    "knn_graph": (4e6, lambda features, k1, **_: len(features) ** 2 * (np.shape(features)[1] + 64)),
+    "k_reciprocal_encoding": (
+        1.5e6,
+        lambda features, idx, *_: math.prod(np.shape(idx)) * sum(np.shape(features)[1:], idx.shape[1]),
+    ),
+    "invariant_expansion": (4e5, lambda encoding, idx, k2, *_, **__: encoding.nnz * k2),
+    "jaccard_distance": (1e6, lambda encoding, *_, **__: encoding.nnz**2 / max(1, encoding.num_rows)),
+    "dbscan": (2e5, lambda distance, *_: distance.nnz),
+    "round_features": (2e6, lambda features, *_: math.prod(np.shape(features))),
+}
+
+
+class Emulated(Backend):
+    """The CUDA kernels without a GPU: tensors on the CPU, the public wrappers, another library below them."""
+
+    schedules = kernel_checks.SCHEDULES
+
+    @property
+    def raw(self) -> Any:
+        return kernel_checks.plain_emulator().ops
+
+    def set_schedule(self, schedule: int) -> None:
+        kernel_checks.plain_emulator().configure(schedule, workers=1 + schedule % 2)
+
+    def _run(self, op: Callable, *args, **kwargs) -> Any:
+        limit, work_of = EMULATED_WORK[op.__name__]
+        try:
+            work = work_of(*args, **kwargs)
+        except (AttributeError, IndexError, TypeError, ValueError):
+            work = 0  # arguments that the op is to refuse
+        if work > limit:
+            pytest.skip(f"too large for the emulator: {op.__name__} of {work:.1g} operations")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_native, "OPS", self.raw)
+            return super()._run(op, *args, **kwargs)
 
 
 def pytest_generate_tests(metafunc):
-    """A test that asks for `backend` runs on every device that is here and has a kernel for the op of its file."""
+    """A test that asks for `backend` runs on every device that is here; `not_emulated(reason)` excepts one."""
     if "backend" not in metafunc.fixturenames:
         return
-    op = metafunc.module.__name__.removeprefix("test_")
-    backends = [
-        Backend(device, device)
-        for device, key in DEVICES.items()
-        if torch._C._dispatch_has_kernel_for_dispatch_key(f"dmic::{op}", key)
-        and (device == "cpu" or torch.cuda.is_available())
-    ]
-    assert backends, f"no backend has a kernel for {op}"
+    backends = [Backend("cpu", "cpu")]
+    if not metafunc.definition.get_closest_marker("not_emulated"):
+        backends.append(Emulated("emulated", "cpu"))
+    if torch.cuda.is_available():
+        backends.append(Backend("cuda", "cuda"))
     metafunc.parametrize("backend", backends, ids=repr)
 
 

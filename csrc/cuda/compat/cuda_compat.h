@@ -38,6 +38,18 @@ const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
 #endif
 }
 
+// Multiprocessors of the current device: kernels whose blocks keep scratch memory of their own launch a few for each.
+inline int64_t num_multiprocessors() {
+#ifdef DMIC_EMU
+  return 2;
+#else
+  int device = 0, count = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count > 0 ? count : 1;
+#endif
+}
+
 // The block's dynamic shared memory, aligned to 16 bytes.
 template <class T>
 __device__ __forceinline__ T* dynamic_shared() {

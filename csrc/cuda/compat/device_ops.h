@@ -32,6 +32,15 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsLeft) : "memory");
 }
 
+// Four 8 x 8 matrices of float16 from shared memory: lanes 8 m .. 8 m + 7 give the addresses of the rows of matrix m, 16
+// bytes each; part m of every lane is row lane / 4 of matrix m at columns 2 (lane % 4) and the next.
+__device__ __forceinline__ void load_matrices_x4(uint32_t (&parts)[4], const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(parts[0]), "=r"(parts[1]), "=r"(parts[2]), "=r"(parts[3])
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(shared_row)))
+               : "memory");
+}
+
 // sums [16, 8] += a [16, 16] b [16, 8] of one warp: float16 pairs in, float32 sums, fragments as in the PTX manual's
 // m16n8k16. With g = lane / 4 and t = lane % 4: a holds rows g, g + 8, g, g + 8 at columns 2 t, 2 t, 2 t + 8, 2 t + 8;
 // b holds column g at rows 2 t and 2 t + 8; sums hold rows g, g, g + 8, g + 8 at columns 2 t, 2 t + 1, 2 t, 2 t + 1.

@@ -1,0 +1,174 @@
+// Waves of tiles, each as wide as all before it, so that thresholds are tight when most tiles are compared. Scratch: 2 N d
+// bytes for the rounded features, 8 N capacity for the lists, 33 N.
+#include "../ops/knn_graph.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "../canonical/half.h"
+#include "../cpu/parallel.h"
+#include "input_checks.h"
+#include "kernels/knn_graph.cuh"
+#include "kernels/round_features.cuh"
+#include "launch.h"
+
+namespace dmic {
+namespace {
+
+constexpr int64_t kRoundedAlignment = 8;       // columns of float16 in a 16-byte copy
+constexpr int64_t kMaxCapacity = tuned(6144, 200);     // of a list: it must fit the shared memory of a block
+constexpr int64_t kMaxWaveTiles = 1 << 17;     // of one launch: less than 0.1 s, so that Ctrl-C is heard
+constexpr int64_t kRedoEntries = tuned(1 << 26, 512);  // float32 distances that are held at a time
+constexpr int64_t kFinishWeight = 16;          // progress units of finishing a row, in tiles per block of rows
+
+// Room for what survives a wave, which offers a row about k1 more than the k1 and a few that it has.
+int64_t capacity_for(int64_t k1) { return 3 * k1 + 64; }
+
+class Search {
+ public:
+  Search(const Tensor& features, int64_t k1, int64_t block_rows, void* stream)
+      : features_(features),
+        x_(features.const_data_ptr<float>()),
+        rows_(features.size(0)),
+        d_(features.size(1)),
+        k1_(k1),
+        stream_(stream),
+        large_tiles_(block_rows ? block_rows >= dmic_knn_graph_block(true) : tuned(1, 0)),
+        block_(dmic_knn_graph_block(large_tiles_)),
+        blocks_((rows_ + block_ - 1) / block_),
+        capacity_(std::max(block_, capacity_for(k1))),
+        norm_sq_(new_tensor(features, {rows_}, ScalarType::Double)),
+        neighbor_idx_(new_tensor(features, {rows_, k1}, ScalarType::Int)),
+        neighbor_dist_(new_tensor(features, {rows_, k1}, ScalarType::Float)),
+        redo_(new_tensor(features, {rows_}, ScalarType::Int)),
+        num_redone_(full_int64(features, 1, 0)) {}
+
+  std::tuple<Tensor, Tensor, Tensor> run() {
+    Progress progress("knn_graph", work());
+    measure(progress);
+    if (capacity_for(k1_) <= kMaxCapacity) propose_and_finish(progress);
+    else redo_everything();
+    redo(progress);
+    progress.finish();
+    return {neighbor_idx_, neighbor_dist_, num_redone_};
+  }
+
+ private:
+  // Units of progress: tiles, and what finishing the rows is worth.
+  int64_t work() const { return blocks_ * (blocks_ / 2 + 1) + blocks_ * kFinishWeight; }
+
+  template <class T>
+  static T* data(Tensor& tensor) {
+    return static_cast<T*>(tensor.mutable_data_ptr());
+  }
+
+  void check(const char* error) const { check_launch("knn_graph", error); }
+
+  // Norms, the check that every feature is finite, and the scale that brings the longest row into [2^14, 2^15).
+  void measure(Progress& progress) {
+    Tensor largest_bits = full_int64(features_, 1, 0);
+    check(dmic_launch_knn_graph_norms(x_, rows_, d_, data<double>(norm_sq_), data<unsigned long long>(largest_bits),
+                                      stream_));
+    const double largest = std::bit_cast<double>(read_int64(largest_bits));
+    if (!std::isfinite(largest)) check_finite_on_device("knn_graph", features_, stream_);
+    int exponent = 15;
+    if (largest > 0.0) std::frexp(std::sqrt(largest), &exponent);
+    scale_ = std::ldexp(1.0, 15 - exponent);
+    progress.poll();
+  }
+
+  void propose_and_finish(Progress& progress) {
+    Tensor bounds = new_tensor(features_, {rows_, 4}, ScalarType::Float);
+    Tensor limit = new_tensor(features_, {rows_}, ScalarType::Float);
+    Tensor reach = new_tensor(features_, {rows_}, ScalarType::Float);
+    Tensor count = new_tensor(features_, {rows_}, ScalarType::Int);
+    Tensor overflowed = torch::stable::new_zeros(features_, {rows_}, ScalarType::Byte);
+    Tensor lists = new_tensor(features_, {rows_, capacity_}, ScalarType::Long);
+    {
+      Tensor rounded = new_tensor(features_, {rows_, d_}, ScalarType::Half);
+      Tensor residual_norm = new_tensor(features_, {rows_}, ScalarType::Float);
+      Tensor bad_row = full_int64(features_, 1, rows_);  // stays so: no value is above its row's norm
+      check(dmic_launch_round_features(x_, rows_, d_, scale_, data<uint16_t>(rounded), data<float>(residual_norm),
+                                       data<unsigned long long>(bad_row), stream_));
+      check(dmic_launch_knn_graph_start(data<double>(norm_sq_), data<float>(residual_norm), rows_, d_, scale_, blocks_,
+                                        data<float>(bounds), data<int32_t>(count), data<float>(limit), data<float>(reach),
+                                        stream_));
+      const int64_t longest = std::max<int64_t>(1, kMaxWaveTiles / (2 * blocks_));
+      for (int64_t shift = 0, seen = 0; shift <= blocks_ / 2;) {
+        const int64_t doubling = seen < std::max(2 * block_, k1_) ? 1 : seen / (2 * block_);
+        const int64_t shifts = std::min({shift == 0 ? 1 : doubling, longest, blocks_ / 2 + 1 - shift});
+        check(dmic_launch_knn_graph_compare(data<uint16_t>(rounded), rows_, d_, large_tiles_, shift, shifts,
+                                            data<float>(bounds), data<float>(limit), data<uint64_t>(lists), capacity_,
+                                            data<int32_t>(count), stream_));
+        check(dmic_launch_knn_graph_compact(data<double>(norm_sq_), scale_, rows_, k1_, data<float>(bounds),
+                                            data<uint64_t>(lists), capacity_, data<int32_t>(count), data<float>(limit),
+                                            data<float>(reach), data<uint8_t>(overflowed), stream_));
+        seen += (shift == 0 ? 1 : 2) * shifts * block_;
+        shift += shifts;
+        if (shifts == longest) read_int64(num_redone_);  // waits, so that a stop is not queued behind minutes of work
+        progress.add(shifts * blocks_);
+        progress.poll();
+        progress.check();
+      }
+    }
+    check(dmic_launch_knn_graph_finish(x_, data<double>(norm_sq_), rows_, d_, k1_, data<uint64_t>(lists), capacity_,
+                                       data<int32_t>(count), data<float>(reach), data<uint8_t>(overflowed),
+                                       data<int32_t>(neighbor_idx_), data<float>(neighbor_dist_), data<int32_t>(redo_),
+                                       data<unsigned long long>(num_redone_), stream_));
+  }
+
+  // Lists of this length fit no shared memory: without candidates no row has a certificate, and all are redone.
+  void redo_everything() {
+    const Tensor count = torch::stable::new_zeros(features_, {rows_}, ScalarType::Int);
+    const Tensor none = torch::stable::new_zeros(features_, {rows_}, ScalarType::Byte);
+    check(dmic_launch_knn_graph_finish(x_, data<double>(norm_sq_), rows_, d_, k1_, nullptr, 1,
+                                       count.const_data_ptr<int32_t>(), nullptr, none.const_data_ptr<uint8_t>(),
+                                       data<int32_t>(neighbor_idx_), data<float>(neighbor_dist_), data<int32_t>(redo_),
+                                       data<unsigned long long>(num_redone_), stream_));
+  }
+
+  void redo(Progress& progress) {
+    const int64_t num_redo = read_int64(num_redone_);
+    if (num_redo == 0) return;
+    const int64_t at_once = std::clamp<int64_t>(kRedoEntries / rows_, 1, num_redo);
+    Tensor distances = new_scratch(features_, at_once, rows_, ScalarType::Float);
+    const int64_t chunk = distances.size(0);
+    Tensor keys = new_tensor(features_, {chunk, k1_}, ScalarType::Long);
+    for (int64_t first = 0; first < num_redo; first += chunk) {
+      check(dmic_launch_knn_graph_redo(x_, data<double>(norm_sq_), rows_, d_, k1_, data<int32_t>(redo_) + first,
+                                       std::min(chunk, num_redo - first), data<float>(distances), data<uint64_t>(keys),
+                                       data<int32_t>(neighbor_idx_), data<float>(neighbor_dist_), stream_));
+      progress.add(kFinishWeight * blocks_ * std::min(chunk, num_redo - first) / num_redo);
+      progress.poll();
+      progress.check();
+    }
+  }
+
+  const Tensor& features_;
+  const float* x_;
+  const int64_t rows_, d_, k1_;
+  void* const stream_;
+  const bool large_tiles_;
+  const int64_t block_, blocks_, capacity_;
+  double scale_ = 1.0;
+  Tensor norm_sq_, neighbor_idx_, neighbor_dist_, redo_, num_redone_;
+};
+
+std::tuple<Tensor, Tensor, Tensor> knn_graph_cuda(const Tensor& features, int64_t k1, int64_t block_rows) {
+  check_knn_graph_args(features, k1, block_rows);
+  const int64_t rows = features.size(0), d = features.size(1);
+  if (rows == 0)
+    return {new_tensor(features, {0, k1}, ScalarType::Int), new_tensor(features, {0, k1}, ScalarType::Float),
+            full_int64(features, 1, 0)};
+  const CurrentDevice device(features);
+  Tensor dense = torch::stable::contiguous(features);
+  const int64_t missing = (kRoundedAlignment - d % kRoundedAlignment) % kRoundedAlignment;
+  if (missing) dense = torch::stable::pad(dense, {0, missing});  // zero columns change no bit of a distance
+  return Search(dense, k1, block_rows, device.stream()).run();
+}
+
+}  // namespace
+}  // namespace dmic
+
+STABLE_TORCH_LIBRARY_IMPL(dmic, DMIC_CUDA_KEY, m) { m.impl("knn_graph", TORCH_BOX(&dmic::knn_graph_cuda)); }

@@ -1,0 +1,382 @@
+"""How the package behaves on a GPU: streams, devices, threads, memory, interrupts, other libraries' arrays.
+
+Every body is a function of a place, so that all but what only a driver can do is also run where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from compare import assert_same_bits
+from generators import duplicated_features, gallery
+
+import dmic
+from dmic import _native, ops
+from dmic._arrays import to_tensor
+
+STAGES = ["knn_graph", "k_reciprocal_encoding", "invariant_expansion", "jaccard_distance", "dbscan"]
+SETTINGS = {"k1": 12, "k2": 4, "eps": 0.55}
+
+
+class Gpu:
+    """The first GPU."""
+
+    num_samples, dim = 3000, 65
+    out_of_memory = torch.OutOfMemoryError
+    calls_back = True
+
+    def __init__(self):
+        self.device = torch.device("cuda", 0)
+
+    def on_the_cpu(self) -> AbstractContextManager:
+        """Where CPU tensors are clustered by the CPU."""
+        return nullcontext()
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def side_stream(self) -> AbstractContextManager:
+        return torch.cuda.stream(torch.cuda.Stream(self.device))
+
+    def work_for_a_while(self) -> None:
+        """Keeps the current stream busy for about 0.1 s."""
+        torch.cuda._sleep(200_000_000)
+
+    def allocated(self) -> int:
+        gc.collect()
+        return torch.cuda.memory_allocated(self.device)
+
+    def peak_of(self, run: Callable[[], object]) -> int:
+        """Bytes beyond what was allocated before."""
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        run()
+        return torch.cuda.max_memory_allocated(self.device) - before
+
+    @contextmanager
+    def with_no_more_than(self, num_bytes: int) -> Iterator[None]:
+        """Lets torch allocate so much beyond what is allocated."""
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(self.device).total_memory
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + num_bytes) / total, self.device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, self.device)
+            torch.cuda.empty_cache()
+
+
+class StandIn(Gpu):
+    """The CPU in its place: one stream, and memory that is not counted but for the limit."""
+
+    num_samples, dim = 90, 13
+    out_of_memory = MemoryError
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.device = torch.device("cpu")
+        self.monkeypatch = monkeypatch
+
+    def synchronize(self) -> None:
+        pass
+
+    def side_stream(self) -> AbstractContextManager:
+        return nullcontext()
+
+    def work_for_a_while(self) -> None:
+        pass
+
+    def allocated(self) -> int:
+        return 0
+
+    def peak_of(self, run: Callable[[], object]) -> int:
+        run()
+        return 0
+
+    @contextmanager
+    def with_no_more_than(self, num_bytes: int) -> Iterator[None]:
+        """Each stage takes a fifth of what is estimated for all."""
+        needed = dmic.estimate_memory(self.num_samples, self.dim, **SETTINGS).peak_bytes
+
+        def limited(*args, **kwargs):
+            if num_bytes < needed // 5:
+                raise RuntimeError("out of memory for float32 [1, 2]")
+            return encoding(*args, **kwargs)
+
+        encoding = ops.k_reciprocal_encoding
+        with self.monkeypatch.context() as patch:
+            patch.setattr(ops, "k_reciprocal_encoding", limited)
+            yield
+
+
+class Emulated(StandIn):
+    """The CUDA kernels and their wrappers, in the emulator."""
+
+    num_samples = 70
+    calls_back = False
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        super().__init__(monkeypatch)
+        monkeypatch.syspath_prepend(Path(__file__).parent / "cuda_emulator")
+        import kernel_checks
+
+        monkeypatch.setattr(_native, "OPS", kernel_checks.plain_emulator().ops)
+
+    @contextmanager
+    def on_the_cpu(self) -> Iterator[None]:
+        with self.monkeypatch.context() as patch:
+            patch.setattr(_native, "OPS", None)
+            yield
+
+
+@pytest.fixture(params=["on_cuda", "on_cpu", "emulated"])
+def place(request, monkeypatch) -> Gpu:
+    if request.param == "on_cpu":
+        return StandIn(monkeypatch)
+    if request.param == "emulated":
+        return Emulated(monkeypatch)
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return Gpu()
+
+
+@pytest.fixture
+def samples(place) -> dict[str, torch.Tensor]:
+    """On the CPU: features and ids."""
+    made = gallery(place.num_samples, place.dim)
+    return {name: torch.from_numpy(getattr(made, name)) for name in ("features", "camera_ids", "modality_ids")}
+
+
+def on(device: torch.device, samples: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in samples.items()}
+
+
+def found(**inputs) -> tuple:
+    result = dmic.pseudo_labels(**inputs, **SETTINGS)
+    return result.labels, result.core_mask
+
+
+@pytest.fixture
+def want(place, samples) -> tuple:
+    """Of the CPU."""
+    with place.on_the_cpu():
+        labels, core_mask = found(**samples)
+    assert len(labels.unique()) > 3, "too easy"
+    return labels, core_mask
+
+
+@pytest.mark.parametrize("ids", [(), ("camera_ids",), ("modality_ids",), ("camera_ids", "modality_ids")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_the_pipeline_gives_the_labels_of_the_cpu(place, samples, ids, dtype):
+    given = {"features": samples["features"].to(dtype)} | {name: samples[name] for name in ids}
+    got = found(**on(place.device, given))
+    assert {tensor.device for tensor in got} == {place.device}
+    with place.on_the_cpu():
+        assert_same_bits(got, found(**given))
+
+
+def test_every_step_gives_the_bits_of_the_cpu_where_samples_are_the_same(place):
+    features, _ = duplicated_features(place.num_samples, place.dim, copies=place.num_samples // 2)
+    features[:5] = 0
+
+    def steps(x: torch.Tensor) -> tuple:
+        idx, dist = dmic.knn_graph(x, 12)
+        encoding = dmic.k_reciprocal_encoding(x, idx, 6)
+        expanded = dmic.invariant_expansion(encoding, idx, 5)
+        distance = dmic.jaccard_distance(expanded, 1.0)
+        return idx, dist, encoding, expanded, distance, *dmic.dbscan(distance, 0.5, 3)
+
+    with place.on_the_cpu():
+        want = steps(torch.from_numpy(features))
+    got = steps(torch.from_numpy(features).to(place.device))
+    assert_same_bits(tuple(item.to("cpu") if isinstance(item, dmic.Csr) else item.cpu() for item in got), want)
+
+
+def test_no_samples(place):
+    result = dmic.pseudo_labels(torch.zeros(0, 7, device=place.device), **SETTINGS)
+    assert (result.labels.shape, result.labels.device.type) == ((0,), place.device.type)
+
+
+def test_work_on_the_current_stream_is_waited_for(place, samples, want):
+    """Features arrive on a side stream, late; what is done there next sees the labels."""
+    source = on(place.device, samples)
+    late = torch.zeros_like(source["features"])
+    place.synchronize()
+    with place.side_stream():
+        place.work_for_a_while()
+        late.copy_(source["features"])
+        labels, core_mask = found(**source | {"features": late})
+        kept = labels.clone(), core_mask.clone()
+        late.zero_()
+    place.synchronize()
+    assert_same_bits(kept, want)
+
+
+def test_two_streams_from_two_threads_at_once(place, samples, want):
+    inputs = on(place.device, samples)
+    place.synchronize()
+
+    def run(_: int) -> list[tuple]:
+        with place.side_stream():
+            results = [found(**inputs) for _ in range(4)]
+            place.synchronize()
+        return results
+
+    with ThreadPoolExecutor(2) as pool:
+        results = [result for of_thread in pool.map(run, range(2)) for result in of_thread]
+    assert len(results) == 8
+    for result in results:
+        assert_same_bits(result, want)
+
+
+def test_a_device_that_is_not_the_current_one(place, samples, want):
+    if place.device.type == "cuda":
+        if torch.cuda.device_count() < 2:
+            pytest.skip("one GPU")
+        place.device = torch.device("cuda", torch.cuda.device_count() - 1)
+    before = torch.cuda.current_device() if place.device.type == "cuda" else None
+    got = found(**on(place.device, samples))
+    assert {tensor.device for tensor in got} == {place.device}
+    assert_same_bits(got, want)
+    assert before is None or torch.cuda.current_device() == before
+
+
+def test_ids_on_another_device_follow_the_features(place, samples, want):
+    assert_same_bits(found(**samples | {"features": samples["features"].to(place.device)}), want)
+
+
+def test_inputs_of_any_strides(place, samples, want):
+    inputs = on(place.device, samples)
+    features = inputs["features"]
+    wide = torch.full((len(features), 2 * features.shape[1] + 1), torch.nan, device=place.device)
+    wide[:, 1::2] = features
+    strided = {
+        "features": wide[:, 1::2],
+        "camera_ids": inputs["camera_ids"].repeat_interleave(3)[::3],
+        "modality_ids": torch.stack([inputs["modality_ids"]] * 2, 1)[:, 1],
+    }
+    assert not any(tensor.is_contiguous() for tensor in strided.values())
+    assert_same_bits(found(**strided), want)
+    assert_same_bits(found(**inputs | {"features": features.T.contiguous().T}), want)
+    offset = torch.empty(features.numel() + 1, device=place.device)[1:].view_as(features).copy_(features)
+    assert offset.data_ptr() % 16, "rows that start at no multiple of 16 bytes"
+    assert_same_bits(found(**inputs | {"features": offset}), want)
+
+
+def test_arrays_of_other_libraries_are_used_where_they_are(place, samples, want):
+    if place.device.type == "cuda":
+        library = pytest.importorskip("cupy", exc_type=ImportError)
+        pointer = lambda array: array.data.ptr  # noqa: E731
+    else:
+        library, pointer = np, lambda array: array.ctypes.data
+    arrays = {name: library.asarray(tensor.numpy()) for name, tensor in samples.items()}
+    for name, array in arrays.items():
+        tensor = to_tensor(array, name)
+        assert (tensor.data_ptr(), tensor.device) == (pointer(array), place.device)
+    labels, core_mask = found(**arrays)
+    assert type(labels) is type(core_mask) is library.ndarray
+    assert_same_bits((to_tensor(labels, "labels"), to_tensor(core_mask, "core_mask")), want)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, {"k1": 30, "k2": 6, "eps": 0.6}, {"k1": 40, "k2": 32, "eps": 0.6}])
+def test_no_more_memory_is_used_than_estimated(place, settings):
+    n, dim = (20_000, 256) if place.device.type == "cuda" else (place.num_samples, place.dim)
+    features = torch.from_numpy(gallery(n, dim).features).to(place.device)
+    limit = dmic.estimate_memory(n, dim, device=place.device, **settings).peak_bytes
+    run = lambda: dmic.pseudo_labels(features, max_memory=limit, **settings)  # noqa: E731
+    run()  # what is allocated once and for all is not the clustering's
+    assert place.peak_of(run) <= limit
+    before = place.allocated()
+    with pytest.raises(ValueError, match=r"^pseudo_labels: about .* is needed beyond the features, max_memory allows"):
+        dmic.pseudo_labels(features, max_memory=limit - 1, **settings)
+    assert place.allocated() == before
+
+
+def test_pairs_that_memory_does_not_allow_are_an_error(place):
+    """A gallery of one place: every sample is within eps of every other."""
+    n = 24_000 if place.device.type == "cuda" else 1500
+    features = torch.ones(n, 4, device=place.device)
+    settings = {"k1": 4, "k2": 1, "eps": 0.6}
+    limit = dmic.estimate_memory(n, 4, device=place.device, **settings).peak_bytes
+    neighbor_idx = torch.arange(4, device=place.device).expand(n, 4)  # all list the same four
+    before = place.allocated()
+
+    def run() -> None:
+        encoding = dmic.Csr(
+            torch.arange(n + 1, device=place.device),
+            torch.zeros(n, dtype=torch.int32, device=place.device),
+            torch.full((n,), 2**30, dtype=torch.int32, device=place.device),
+            n,
+        )
+        with pytest.raises(ValueError, match=r"^jaccard_distance: .*pairs"):
+            dmic.pseudo_labels(features, neighbor_idx=neighbor_idx, encoding=encoding, max_memory=limit, **settings)
+
+    assert place.peak_of(run) <= limit
+    assert place.allocated() == before
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_interrupt_leaves_nothing_behind(place, samples, want, stage, calls):
+    if not place.calls_back:
+        pytest.skip("emulated ops do not call back")
+    inputs = on(place.device, samples)
+    before = place.allocated()
+    seen = []
+
+    def progress(name: str, done: int, total: int) -> None:
+        seen.append(name)
+        if name == stage and seen.count(name) > calls:
+            raise StopError(stage)
+
+    with pytest.raises(StopError, match=f"^{stage}$"):
+        dmic.pseudo_labels(**inputs, **SETTINGS, progress=progress)
+    place.synchronize()
+    assert place.allocated() == before
+    assert_same_bits(found(**inputs), want)
+
+
+def test_less_memory_gives_the_same_labels_or_says_how_much_is_needed(place, samples, want):
+    inputs = on(place.device, samples)
+    needed = dmic.estimate_memory(place.num_samples, place.dim, device=place.device, **SETTINGS)
+    before = place.allocated()
+    errors = []
+    for shift in range(12):  # from twice the estimate to next to nothing
+        try:
+            with place.with_no_more_than(2 * needed.peak_bytes >> shift):
+                got = found(**inputs)
+        except place.out_of_memory as error:
+            errors.append(str(error))
+        else:
+            assert not errors, "more memory was not enough"
+            assert_same_bits(got, want)
+            del got
+        assert place.allocated() == before
+    assert 0 < len(errors) < 12
+    needs = re.escape(f"pseudo_labels: out of memory; about {needed} is needed beyond the features")
+    on_a_gpu = r", .* are free on cuda:0; move the features to the CPU, or "
+    between = on_a_gpu if place.device.type == "cuda" else "; "
+    for text in errors:
+        assert re.fullmatch(rf"{needs}{between}lower k1=12, k2=4 or eps=0\.55", text)
+    assert_same_bits(found(**inputs), want)
+
+
+def test_a_build_without_kernels_says_so(monkeypatch):
+    on_a_gpu = SimpleNamespace(device=torch.device("cuda", 0))
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: False)
+    with pytest.raises(NotImplementedError) as caught:
+        _native.call(None, torch.ops.dmic.knn_graph.default, on_a_gpu, 3, 0)
+    assert str(caught.value) == "knn_graph: this build has no CUDA kernel for it; move the arguments to the CPU"

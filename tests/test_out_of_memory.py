@@ -1,0 +1,80 @@
+"""When memory runs out, the error says how much is needed: nothing is killed, and nothing is left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import dmic
+from dmic import estimate_memory, ops, pseudo_labels
+
+ADVICE = "is needed beyond the features; lower k1=5, k2=2 or eps=0.6$"
+
+
+def test_a_process_with_too_little_memory_says_how_much_it_takes():
+    script = """
+import resource, numpy, torch, dmic
+features = numpy.random.default_rng(0).random((100_000, 2), dtype=numpy.float32)
+dmic.pseudo_labels(features[:100], k1=3, k2=2)  # threads and their stacks are there
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 500_000_000,) * 2)
+try:
+    dmic.pseudo_labels(features, k1=500, k2=2)
+except MemoryError as error:
+    print(error)
+print(dmic.pseudo_labels(features[:100], k1=3, k2=2).labels.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    message, after = done.stdout.splitlines()
+    needed = estimate_memory(100_000, 2, k1=500, k2=2)
+    assert message.startswith(
+        f"pseudo_labels: out of memory; about {needed} is needed beyond the features; lower k1=500"
+    )
+    assert after == "(100,)", "the process goes on"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("std::bad_alloc"),
+        RuntimeError("out of memory for float32 [1, 2]"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GB"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+    ],
+)
+def test_every_way_to_run_out_is_explained(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ops, "invariant_expansion", fail)
+    with pytest.raises(MemoryError, match=ADVICE) as caught:
+        pseudo_labels(np.random.default_rng(0).random((20, 3)), k1=5, k2=2)
+    assert caught.value.__cause__ is error
+
+
+def test_other_errors_are_not_taken_for_it(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("a lost candidate")
+
+    monkeypatch.setattr(ops, "dbscan", fail)
+    with pytest.raises(RuntimeError, match=r"^a lost candidate$"):
+        pseudo_labels(np.random.default_rng(0).random((20, 3)), k1=5, k2=2)
+
+
+def test_an_array_that_cannot_be_allocated_is_named():
+    """Raised by the helper that every op allocates with, through an op whose result is as large as one asks for."""
+    features = torch.zeros(1, 1).expand(2**24, 1)
+    with pytest.raises((RuntimeError, MemoryError), match=r"out of memory for int32 \[16777216, 16777216\]"):
+        torch.ops.dmic.knn_graph(features, 2**24)
+
+
+def test_a_gpu_keeps_other_scratch_memory():
+    cpu, gpu = (estimate_memory(10**6, 2048, k1=40, k2=32, device=device) for device in ("cpu", "cuda:1"))
+    assert gpu.stages["knn_graph"] > 2 * 10**6 * 2048, "the float16 copy"
+    assert cpu.stages.keys() == gpu.stages.keys()
+    assert dmic.estimate_memory(10, 7, device="cuda").stages["knn_graph"] > 10 * 8 * 4
