@@ -24,6 +24,7 @@ ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, tor
 
 NOISE_EPS = 0.8  # the distance from which on pairs of unstructured features are common
 PAIR_BYTES = 24  # one pair while it is found and laid out in both directions
+GPU_PAIR_BYTES = 44  # the same, and as sort keys before it is taken apart
 GPU_SCRATCH_BYTES = 300_000_000  # of the blocks of any kernel, at most
 ENTRY_BYTES = 8  # one stored entry of a Csr: int32 column, int32 or float32 value
 
@@ -118,10 +119,10 @@ def estimate_memory(
     encoding, expanded, distance = (ENTRY_BYTES * n * min(n, length) for length in lengths)
     stages = {
         "knn_graph": features + 2 * neighbors + candidates + workers,
-        "k_reciprocal_encoding": features + neighbors + 2 * encoding + workers,
+        "k_reciprocal_encoding": features + neighbors + (3 if on_gpu else 2) * encoding + workers,
         "invariant_expansion": neighbors + encoding + 2 * expanded + workers,
         # rows, inverted lists, and what the allocator still keeps of the stage before
-        "jaccard_distance": 3 * expanded + 2 * distance + workers,
+        "jaccard_distance": 3 * expanded + (3 if on_gpu else 2) * distance + workers,
         "dbscan": distance + 32 * n,
     }
     if k2 == 1:
@@ -404,10 +405,11 @@ def sparse_distance(
             )
     del neighbor_idx
     max_pairs = None
-    if max_memory is not None:  # what is left beside the rows, their inverted lists and the workers, 24 bytes a pair
-        workers = GPU_SCRATCH_BYTES if device.type == "cuda" else torch.get_num_threads() * 20 * inputs.num_samples
+    if max_memory is not None:  # what is left beside the rows, their inverted lists and the workers, for pairs
+        on_gpu = device.type == "cuda"
+        workers = GPU_SCRATCH_BYTES if on_gpu else torch.get_num_threads() * 20 * inputs.num_samples
         held = 2 * encoding.nbytes + 16 * inputs.num_samples + workers
-        max_pairs = max(0, max_memory - held) // PAIR_BYTES
+        max_pairs = max(0, max_memory - held) // (GPU_PAIR_BYTES if on_gpu else PAIR_BYTES)
     with _timed(seconds, "jaccard_distance", device):
         distance = ops.jaccard_distance(encoding, max_distance, max_pairs=max_pairs, progress=progress)
     return distance, num_redone

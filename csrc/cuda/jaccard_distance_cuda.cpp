@@ -27,7 +27,7 @@ constexpr int kJoinThreads = tuned(512, 64);
 constexpr int64_t kSortCapacity = tuned(4096, 8);
 constexpr int kSortThreads = tuned(256, 64);
 constexpr int64_t kSpillSlots = tuned(512, 2);
-constexpr int64_t kSpillBytes = 1ll << 31;
+constexpr int64_t kSpillBytes = 1ll << 28;
 constexpr int64_t kVerifyCost = 4;  // of looking up 32 values, in scans of 32 list entries
 
 unsigned long long* counters_of(Tensor& tensor) {

@@ -98,9 +98,15 @@ class Emulated(Backend):
             work = 0  # arguments that the op is to refuse
         if work > limit:
             pytest.skip(f"too large for the emulator: {op.__name__} of {work:.1g} operations")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_native, "OPS", self.raw)
-            return super()._run(op, *args, **kwargs)
+        return super()._run(op, *args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def public_functions_run_on_the_backend(request, monkeypatch):
+    """Also those that a test calls itself, without going through `backend`."""
+    backend = request.getfixturevalue("backend") if "backend" in request.fixturenames else None
+    if isinstance(backend, Emulated):
+        monkeypatch.setattr(_native, "OPS", backend.raw)
 
 
 def pytest_generate_tests(metafunc):
