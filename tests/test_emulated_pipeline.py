@@ -92,3 +92,29 @@ def test_pseudo_labels_are_those_of_the_cpu(emulated, name):
     assert torch.equal(got.core_mask, want.core_mask)
     assert (got.num_clusters, got.num_outliers) == (want.num_clusters, want.num_outliers)
     assert (got.num_redone > 0) == (name in {"duplicates", "every sample a neighbor"}), got.num_redone
+
+
+STAGES = ["knn_graph", "k_reciprocal_encoding", "invariant_expansion", "jaccard_distance", "dbscan"]
+
+
+def test_every_stage_reports_progress_from_nothing_to_all(emulated):
+    emulated(schedule=0, workers=1)
+    reports = []
+    with kernel_checks.plain_emulator().polled(lambda *report: reports.append(report)):
+        stages("clear identities")
+    assert list(dict.fromkeys(stage for stage, _, _ in reports)) == STAGES
+    for stage in STAGES:
+        done = [(d, total) for name, d, total in reports if name == stage]
+        assert done[0][0] == 0
+        assert done == sorted(done)
+        assert done[-1][0] == done[-1][1] > 0, f"{stage} ends at {done[-1]}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stop_is_heard_in_every_stage_and_leaves_everything_usable(emulated, stage):
+    want = on_the_cpu("clear identities")
+    emulated(schedule=0, workers=1)
+    stop = kernel_checks.plain_emulator().polled(lambda name, _done, _total: name == stage)
+    with stop, pytest.raises(RuntimeError, match=rf"^{stage}: interrupted"):
+        stages("clear identities")
+    assert_same_bits(stages("clear identities"), want)

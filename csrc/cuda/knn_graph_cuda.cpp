@@ -45,18 +45,19 @@ class Search {
         num_redone_(full_int64(features, 1, 0)) {}
 
   std::tuple<Tensor, Tensor, Tensor> run() {
-    Progress progress("knn_graph", work());
+    Progress progress("knn_graph", tiles() + finish_work());
     measure(progress);
     if (capacity_for(k1_) <= kMaxCapacity) propose_and_finish(progress);
-    else redo_everything();
+    else redo_everything(progress);
     redo(progress);
     progress.finish();
     return {neighbor_idx_, neighbor_dist_, num_redone_};
   }
 
  private:
-  // Units of progress: tiles, and what finishing the rows is worth.
-  int64_t work() const { return blocks_ * (blocks_ / 2 + 1) + blocks_ * kFinishWeight; }
+  // Units of progress: pairs of blocks, and what finishing the rows is worth in them.
+  int64_t tiles() const { return blocks_ * (blocks_ / 2 + 1); }
+  int64_t finish_work() const { return blocks_ * kFinishWeight; }
 
   template <class T>
   static T* data(Tensor& tensor) {
@@ -119,7 +120,8 @@ class Search {
   }
 
   // Lists of this length fit no shared memory: without candidates no row has a certificate, and all are redone.
-  void redo_everything() {
+  void redo_everything(Progress& progress) {
+    progress.add(tiles());
     const Tensor count = torch::stable::new_zeros(features_, {rows_}, ScalarType::Int);
     const Tensor none = torch::stable::new_zeros(features_, {rows_}, ScalarType::Byte);
     check(dmic_launch_knn_graph_finish(x_, data<double>(norm_sq_), rows_, d_, k1_, nullptr, 1,
@@ -130,7 +132,10 @@ class Search {
 
   void redo(Progress& progress) {
     const int64_t num_redo = read_int64(num_redone_);
-    if (num_redo == 0) return;
+    if (num_redo == 0) {
+      progress.add(finish_work());
+      return;
+    }
     const int64_t at_once = std::clamp<int64_t>(kRedoEntries / rows_, 1, num_redo);
     Tensor distances = new_scratch(features_, at_once, rows_, ScalarType::Float);
     const int64_t chunk = distances.size(0);
@@ -139,7 +144,8 @@ class Search {
       check(dmic_launch_knn_graph_redo(x_, data<double>(norm_sq_), rows_, d_, k1_, data<int32_t>(redo_) + first,
                                        std::min(chunk, num_redo - first), data<float>(distances), data<uint64_t>(keys),
                                        data<int32_t>(neighbor_idx_), data<float>(neighbor_dist_), stream_));
-      progress.add(kFinishWeight * blocks_ * std::min(chunk, num_redo - first) / num_redo);
+      const int64_t done = std::min(num_redo, first + chunk);
+      progress.add(finish_work() * done / num_redo - finish_work() * first / num_redo);
       progress.poll();
       progress.check();
     }

@@ -26,7 +26,7 @@ OUTPUT = ROOT / "build" / "emulator"
 KERNELS = sorted((CSRC / "cuda" / "kernels").glob("*.cu"))
 # Stands in for torch's library, which is loaded when ours is: to link against its 450 MB takes longer than all the rest
 TORCH = OUTPUT / "libtorch_cpu.so"
-WRAPPERS = [CSRC / "registration.cpp", *sorted((CSRC / "cuda").glob("*.cpp"))]
+WRAPPERS = [HERE / "poll.cpp", CSRC / "registration.cpp", *sorted((CSRC / "cuda").glob("*.cpp"))]
 
 CXX = os.environ.get("CXX", "c++")
 WARNINGS = "-Wall -Wextra -Wno-unused-parameter -Wno-unknown-pragmas -Werror"

@@ -15,7 +15,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -72,6 +73,17 @@ class Emulator:
 
     def configure(self, schedule: int = 0, workers: int = 1) -> None:
         self._library.dmic_emulator_configure(schedule, workers)
+
+    @contextmanager
+    def polled(self, poll: Callable[[str, int, int], bool]) -> Iterator[None]:
+        """Ops call poll(stage, done, total) as they go, and stop with an error where it returns True."""
+        function = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64)
+        callback = function(lambda stage, done, total: poll(stage.decode(), done, total))
+        self._library.dmic_emulator_set_poll(callback)
+        try:
+            yield
+        finally:
+            self._library.dmic_emulator_set_poll(None)
 
 
 @cache
