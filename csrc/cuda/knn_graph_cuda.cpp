@@ -34,7 +34,8 @@ class Search {
         d_(features.size(1)),
         k1_(k1),
         stream_(stream),
-        large_tiles_(block_rows ? block_rows >= dmic_knn_graph_block(true) : tuned(1, 0)),
+        large_tiles_((block_rows ? block_rows >= dmic_knn_graph_block(true) : tuned(1, 0)) &&
+                     dmic_knn_graph_large_tiles_fit()),
         block_(dmic_knn_graph_block(large_tiles_)),
         blocks_((rows_ + block_ - 1) / block_),
         capacity_(std::max(block_, capacity_for(k1))),

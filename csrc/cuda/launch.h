@@ -63,10 +63,10 @@ constexpr int64_t tuned([[maybe_unused]] int64_t on_device, [[maybe_unused]] int
 #endif
 }
 
-// The largest power-of-two fraction of `count` rows of `row_shape` values that memory has room for, at least `least` rows;
-// for scratch whose size is only a matter of speed. Raises what the allocation raises if not even that fits.
+// As many of `count` rows of `row_size` values as memory has room for after halving often enough, at least `least`; for
+// scratch whose size is only a matter of speed. Raises what the allocation raises if not even that fits.
 inline Tensor new_scratch(const Tensor& like, int64_t count, int64_t row_size, ScalarType type, int64_t least = 1) {
-  for (;; count = (count + 1) / 2) {
+  for (;; count = count / 2 > least ? count / 2 : least) {
     try {
       return new_tensor(like, {count, row_size}, type);
     } catch (const std::exception&) {

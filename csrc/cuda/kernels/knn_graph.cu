@@ -492,6 +492,8 @@ const char* dmic_launch_knn_graph_start(const double* norm_sq, const float* resi
                 reach);
 }
 
+bool dmic_knn_graph_large_tiles_fit() { return LargeTile::kSharedBytes <= max_shared_bytes(); }
+
 int64_t dmic_knn_graph_block(bool large_tiles) { return large_tiles ? LargeTile::kCols : SmallTile::kCols; }
 
 const char* dmic_launch_knn_graph_compare(const uint16_t* rounded, int64_t rows, int64_t d, bool large_tiles,

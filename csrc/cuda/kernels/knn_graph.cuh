@@ -15,6 +15,9 @@ const char* dmic_launch_knn_graph_start(const double* norm_sq, const float* resi
                                         double scale, int64_t blocks, float* bounds, int32_t* count, float* limit,
                                         float* reach, void* stream);
 
+// Does the current device have the shared memory that large tiles take?
+bool dmic_knn_graph_large_tiles_fit();
+
 // The most samples of a block of rows that is compared with another block, for either of the two tile sizes.
 int64_t dmic_knn_graph_block(bool large_tiles);
 
