@@ -131,8 +131,6 @@ __global__ void dbscan_label_kernel(const int64_t* __restrict__ row_ptr, int64_t
   if (lane == 0) labels[row] = lowest == kNoCluster ? kNoise : static_cast<int64_t>(lowest);
 }
 
-int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
-
 }  // namespace
 }  // namespace dmic
 

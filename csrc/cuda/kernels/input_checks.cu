@@ -96,8 +96,6 @@ __global__ void check_rows_kernel(const int64_t* __restrict__ row_ptr, int64_t r
   if (bad) atomicOr(wrong, 1ull);
 }
 
-int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
-
 }  // namespace
 }  // namespace dmic
 

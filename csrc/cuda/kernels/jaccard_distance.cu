@@ -460,8 +460,6 @@ __global__ void unpack_kernel(const uint64_t* __restrict__ keys, int64_t count, 
   values[t] = bits_float(static_cast<uint32_t>(low_half(keys[t])));
 }
 
-int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
-
 }  // namespace
 }  // namespace dmic
 

@@ -454,8 +454,6 @@ __global__ void knn_graph_redo_select_kernel(const float* __restrict__ distances
   }
 }
 
-int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
-
 int warps_for_lists(int64_t capacity) {
   const int64_t warps = kListBytes / (capacity * static_cast<int64_t>(sizeof(uint64_t)));
   return static_cast<int>(warps < 1 ? 1 : warps < kWarpsPerBlock ? warps : kWarpsPerBlock);

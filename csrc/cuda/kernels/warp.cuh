@@ -11,6 +11,9 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kPerLane = kDotLanes / kWarp;  // consecutive columns of a lane: one 16-byte load
 static_assert(kPerLane == 4, "the folds below work on four partial sums a lane");
 
+// Blocks that a launch over `items` takes.
+inline int64_t blocks_for(int64_t items, int64_t per_block) { return (items + per_block - 1) / per_block; }
+
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % kWarp; }
 __device__ __forceinline__ int warp_index() { return static_cast<int>(threadIdx.x) / kWarp; }
 
