@@ -154,7 +154,7 @@ AFTER = {  # what follows the report of each kernel
     "finite": "// Finds out whether any index",
     "neighbors": "// Finds out whether row_ptr",
     "row_ptr": "// Finds out whether the columns",
-    "rows": "int64_t blocks_for",
+    "rows": "}  // namespace",
 }
 
 MUTANTS = [
