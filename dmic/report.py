@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from rich.table import Table
 from .constants import INFRARED, VISIBLE
 from .data import LabeledGallery
 from .data.landsat import TILE, landsat_bands, tile_corner
-from .evaluate import RetrievalMetrics
+from .evaluate import RANKS, MeanSpread, ProtocolResult, RetrievalMetrics
 
 DIRECTIONS = {"infrared_to_visible": "infrared -> visible", "visible_to_infrared": "visible -> infrared"}
 TABLE_RANKS = (1, 5, 10)
@@ -47,6 +47,42 @@ def metrics_table(before: dict[str, RetrievalMetrics], after: dict[str, Retrieva
             table.add_row(title if moment == "before" else "", moment, *scores, style=style)
         table.add_section()
     return table
+
+
+def protocol_table(moments: Mapping[str, Sequence[ProtocolResult]], title: str = "Retrieval, %") -> Table:
+    """Rank-1/5/10/20, mAP and mINP in percent, the name of the protocol beside every row of numbers.
+
+    Args:
+        moments: results by when or how they came about, such as "before" and "after"; the last one is set in bold.
+            With a single moment its name is left out.
+        title: above the table.
+
+    Returns:
+        A table with mean +- standard deviation where a protocol has several trials. Rows of one protocol stand
+        together, protocols in the order of their first appearance. Queries are those that count, in all trials.
+    """
+    table = Table(title=title)
+    table.add_column("protocol")
+    if len(moments) > 1:
+        table.add_column("")
+    for name in ("trials", "queries", *(f"Rank-{rank}" for rank in RANKS), "mAP", "mINP"):
+        table.add_column(name, justify="right")
+    for name in dict.fromkeys(result.name for results in moments.values() for result in results):
+        for position, (moment, results) in enumerate(moments.items(), 1):
+            for result in (result for result in results if result.name == name):
+                means = result.mean_average_precision, result.mean_inverse_negative_penalty
+                scores = [_mean_spread(score, len(result.trials)) for score in (*result.cmc.values(), *means)]
+                skipped = f" ({result.num_skipped} skipped)" if result.num_skipped else ""
+                counts = str(len(result.trials)), f"{result.num_queries}{skipped}"
+                row = (name, moment, *counts, *scores) if len(moments) > 1 else (name, *counts, *scores)
+                table.add_row(*row, style="bold" if position == len(moments) > 1 else None)
+        table.add_section()
+    return table
+
+
+def _mean_spread(score: MeanSpread, num_trials: int) -> str:
+    """`61.2 +- 0.4` for several trials, `61.2` for one."""
+    return f"{percent(score.mean)} +- {percent(score.spread)}" if num_trials > 1 else percent(score.mean)
 
 
 @dataclass(frozen=True, eq=False)
