@@ -1,5 +1,15 @@
 """Networks with one stem per modality and a shared trunk."""
 
+from .resnet import ImageNetNormalize, NonLocalBlock, resnet_two_stream
 from .two_stream import GeMPool, Standardize, TwoStreamNetwork, embed, small_two_stream
 
-__all__ = ["GeMPool", "Standardize", "TwoStreamNetwork", "embed", "small_two_stream"]
+__all__ = [
+    "GeMPool",
+    "ImageNetNormalize",
+    "NonLocalBlock",
+    "Standardize",
+    "TwoStreamNetwork",
+    "embed",
+    "resnet_two_stream",
+    "small_two_stream",
+]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..constants import INFRARED, VISIBLE
 from ..data import Gallery
+from ..data.prefetch import prefetch
 
 EMBED_BATCH = 256  # images embedded at once; bounds memory, changes no result beyond rounding
+
+Progress = Callable[[str, int, int], None]
 
 
 class Standardize(nn.Module):
@@ -30,7 +36,8 @@ class Standardize(nn.Module):
 class GeMPool(nn.Module):
     """Generalised mean over each cell of a grid x grid partition: mean(x**p) ** (1 / p), p learned.
 
-    [n, C, H, W] to [n, C * grid * grid]. A grid of 1 pools the whole image (Radenovic et al., TPAMI 2019).
+    [n, C, H, W] to [n, C * grid * grid]. A grid of 1 pools the whole image (Radenovic et al., TPAMI 2019). Works and
+    answers in float32 at least, also under autocast: the 8 bits of a bfloat16 are too few for a power and its root.
     """
 
     def __init__(self, p: float = 3.0, grid: int = 1, floor: float = 1e-6):
@@ -40,8 +47,10 @@ class GeMPool(nn.Module):
         self.floor = floor
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        powers = maps.clamp(min=self.floor).pow(self.p)
-        return F.adaptive_avg_pool2d(powers, self.grid).pow(1 / self.p).flatten(1)
+        maps = maps.to(torch.promote_types(maps.dtype, self.p.dtype))
+        powers = F.adaptive_avg_pool2d(maps.clamp(min=self.floor).pow(self.p), self.grid)
+        # floor**p underflows from p = 6.4: the root of 0 would have an infinite gradient
+        return powers.clamp(min=torch.finfo(powers.dtype).tiny).pow(1 / self.p).flatten(1)
 
 
 class TwoStreamNetwork(nn.Module):
@@ -66,30 +75,88 @@ class TwoStreamNetwork(nn.Module):
         """Embeddings after the neck, L2-normalised, [n_visible + n_infrared, d]: visible first.
 
         Either batch of pixels [n, C, H, W] may be None. Both go through the trunk and the neck as one batch, so they
-        share its statistics in training mode.
+        share its statistics in training mode. Under autocast the embeddings are float32 all the same.
         """
         batches = {VISIBLE: visible, INFRARED: infrared}
         maps = [self.stems[modality](images) for modality, images in batches.items() if images is not None]
-        return F.normalize(self.neck(self.head(self.trunk(torch.cat(maps)))))
+        pooled = self.head(self.trunk(torch.cat(maps)))
+        with torch.autocast(pooled.device.type, enabled=False):
+            return F.normalize(self.neck(pooled.to(self.neck.weight.dtype)))
 
 
 @torch.no_grad()
-def embed(network: TwoStreamNetwork, gallery: Gallery) -> torch.Tensor:
-    """Features float32 [N, d]: the mean of the L2-normalised embeddings of an image and of its mirror image.
+def embed(
+    network: TwoStreamNetwork,
+    gallery: Gallery,
+    *,
+    sample_idx: torch.Tensor | None = None,
+    batch_size: int = EMBED_BATCH,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Features float32 [n, d]: the mean of the L2-normalised embeddings of an image and of its mirror image.
 
-    The mean is not normalised again, so |f_i| <= 1. The network is left in the mode it was in.
+    The mean is not normalised again, so |f_i| <= 1. The network is left in the mode it was in. It works where its
+    parameters are, on a GPU under bfloat16 autocast; images in files are decoded one batch ahead of it.
+
+    Args:
+        network: takes pixels in grey levels.
+        gallery: its images, one modality after the other.
+        sample_idx: int64 [n], the samples to embed, in the order of the features; all of them if None.
+        batch_size: images at once, and as many mirror images; bounds memory, changes no result beyond rounding.
+        device: of the features.
+        progress: called as progress("embed", done, total) after each batch, from the calling thread.
+
+    Raises:
+        ValueError: `batch_size` is below 1, or `sample_idx` is not int64 [n] or goes beyond the gallery.
     """
+    if batch_size < 1:
+        raise ValueError(f"embed: batch_size must be at least 1, got {batch_size}")
+    if sample_idx is None:
+        sample_idx = torch.arange(len(gallery))
+    _check_sample_idx(sample_idx, len(gallery))
+    modality_ids = gallery.modality_ids[sample_idx]
+    rows = [
+        (modality, batch)
+        for modality in (VISIBLE, INFRARED)
+        for batch in (modality_ids == modality).nonzero().flatten().split(batch_size)
+        if len(batch)
+    ]
+
+    def load() -> Iterator[torch.Tensor]:
+        for _, batch in rows:
+            yield gallery.images[sample_idx[batch]]
+
+    where = next(network.parameters()).device
+    features = torch.empty(len(sample_idx), network.neck.num_features, device=device)
     was_training = network.training
     network.eval()
-    features = torch.empty(len(gallery), network.neck.num_features)
-    for modality in (VISIBLE, INFRARED):
-        for sample_idx in (gallery.modality_ids == modality).nonzero().flatten().split(EMBED_BATCH):
-            images = gallery.images[sample_idx].float()
-            both = torch.cat([images, images.flip(3)])
-            embeddings = network(both, None) if modality == VISIBLE else network(None, both)
-            features[sample_idx] = embeddings.view(2, len(sample_idx), -1).mean(0)
-    network.train(was_training)
+    done = 0
+    try:
+        with (
+            closing(load() if isinstance(gallery.images, torch.Tensor) else prefetch(load())) as loaded,
+            torch.autocast(where.type, dtype=torch.bfloat16, enabled=where.type == "cuda"),
+        ):
+            for (modality, batch), pixels in zip(rows, loaded, strict=True):
+                images = pixels.to(where).float()
+                both = torch.cat([images, images.flip(3)]).contiguous(memory_format=torch.channels_last)
+                embeddings = network(both, None) if modality == VISIBLE else network(None, both)
+                features[batch.to(device)] = embeddings.view(2, len(batch), -1).mean(0).to(device)
+                done += len(batch)
+                if progress is not None:
+                    progress("embed", done, len(sample_idx))
+    finally:
+        network.train(was_training)
     return features
+
+
+def _check_sample_idx(sample_idx: torch.Tensor, num_samples: int) -> None:
+    if sample_idx.dtype != torch.int64 or sample_idx.dim() != 1:
+        got = f"{sample_idx.dtype} {tuple(sample_idx.shape)}"
+        raise ValueError(f"embed: sample_idx must be int64 [n], got {got}")
+    for bound in (sample_idx.min(), sample_idx.max()) if len(sample_idx) else ():
+        if not 0 <= int(bound) < num_samples:
+            raise ValueError(f"embed: sample_idx must be in [0, N), got {int(bound)} with N={num_samples}")
 
 
 def small_two_stream(*, width: int = 24, grid: int = 1, embedding_dim: int = 128, seed: int = 0) -> TwoStreamNetwork:
