@@ -157,14 +157,19 @@ def test_ties_go_to_the_lower_gallery_position_of_the_trial_not_of_the_data_set(
         assert evaluate_protocol(features, labeled, protocol).mean_average_precision.mean == pytest.approx(1 / rank)
 
 
-def test_equal_images_tie_wherever_the_matrix_product_puts_them():
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_equal_images_tie_wherever_the_matrix_product_puts_them(orthogonal):
     generator = torch.Generator().manual_seed(3)
-    gallery = torch.randn(1, 259, generator=generator).expand(1003, 259)
-    query = torch.randn(7, 259, generator=generator)
-    scaled = gallery * 2.0 ** (torch.arange(1003) % 5)[:, None]
+    one, two, other = torch.randn(3, 131, generator=generator)
+    query = torch.cat([one, two]).expand(7, 262)
+    image = torch.cat([two, -one]) if orthogonal else torch.cat([two, other])  # sums that are 0 on paper are not
+    gallery = image * 2.0 ** (torch.arange(1003) % 5)[:, None]
+    products = unit_rows(query)[0].double() * unit_rows(gallery)[0].double()
+    forward, backward = products.cumsum(0)[-1], products.flip(0).cumsum(0)[-1]
+    assert forward != backward, "the sum must depend on its order"
     for match in (0, 1, 500, 1001, 1002):
         ids = (torch.arange(1003) == match).long()
-        found = retrieval_metrics(query, scaled, torch.ones(7).long(), ids)
+        found = retrieval_metrics(query, gallery, torch.ones(7).long(), ids)
         assert found.mean_average_precision == pytest.approx(1 / (match + 1), rel=1e-12)
 
 
