@@ -9,7 +9,7 @@ import torch
 import trees
 from PIL import Image
 
-from dmic.data import ImageFiles
+from dmic.data import ImageFiles, image_files
 from dmic.data.image_files import probe_images
 
 HEIGHT, WIDTH, NUM_FILES = 12, 7, 11
@@ -43,8 +43,6 @@ def files(paths, **settings) -> ImageFiles:
 
 def count_reads(monkeypatch) -> list[str]:
     """Paths that are read from now on, in the order of reading."""
-    from dmic.data import image_files
-
     read, original = [], image_files.read_bytes
 
     def counted(path):
@@ -166,7 +164,8 @@ def test_an_unreadable_image_is_one_line_with_path_reason_and_advice(paths, faul
     assert images[torch.tensor([0])].shape == (1, 3, HEIGHT, WIDTH), "others can still be read"
 
 
-def test_probes_say_what_is_wrong_and_tell_equal_files(paths, faulty, tmp_path):
+def test_probes_say_what_is_wrong_and_tell_equal_files(paths, faulty, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_files, "PROBES_IN_FLIGHT", 4)  # several rounds, the last one not full
     copy = tmp_path / "copy.jpg"
     copy.write_bytes(paths[0].read_bytes())
     everything = [str(path) for path in (*paths, copy, *(faulty / name for name in FAULTS))]

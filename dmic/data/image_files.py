@@ -146,7 +146,8 @@ def probe_images(
     """Read and decode every file, one Probe each; `progress(stage, done, total)` is called from the calling thread."""
     probes: list[Probe] = []
     last = time.monotonic()
-    with ThreadPoolExecutor(num_workers or torch.get_num_threads(), "dmic-probe") as pool:
+    num_workers = torch.get_num_threads() if num_workers is None else num_workers
+    with ThreadPoolExecutor(num_workers, "dmic-probe") as pool:
         for start in range(0, len(paths), PROBES_IN_FLIGHT):
             for probe in pool.map(_probe, paths[start : start + PROBES_IN_FLIGHT]):
                 probes.append(probe)
