@@ -53,13 +53,13 @@ def unit_rows(features: torch.Tensor) -> torch.Tensor:
 
 
 def cosine(rows: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-    """Products of float32 rows [n, d] and [m, d], at most 1 in magnitude, as float32 [n, m] multiples of 2**-24.
+    """Products of `unit_rows` [n, d] and [m, d]: float32 [n, m] multiples of 2**-24 in [-1, 1].
 
     The sums are float64, whose error is far below the rounding: equal rows tie wherever a matrix product puts them.
     """
     products = torch.empty(len(rows), len(others), device=rows.device)
     for target, block in zip(products.split(BLOCK_ROWS, dim=1), others.split(BLOCK_ROWS), strict=True):
-        target.copy_((rows.double() @ block.double().T).mul_(COSINE_UNITS).round_().div_(COSINE_UNITS))
+        target.copy_((rows.double() @ block.double().T).mul_(COSINE_UNITS).round_().div_(COSINE_UNITS).clamp_(-1, 1))
     return products
 
 

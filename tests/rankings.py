@@ -21,10 +21,12 @@ def book_distances(query: np.ndarray, gallery: np.ndarray) -> list[list[float]]:
         norm = math.sqrt(math.fsum(float(value) ** 2 for value in row))
         return [float(np.float32(float(value) / norm)) if norm else 0.0 for value in row]
 
+    def cosine(x: list[float], y: list[float]) -> float:
+        units = round(math.fsum(a * b for a, b in zip(x, y, strict=True)) * 2**24)
+        return min(max(units / 2**24, -1.0), 1.0)
+
     queries, others = [unit(row) for row in query], [unit(row) for row in gallery]
-    return [
-        [-round(math.fsum(a * b for a, b in zip(x, y, strict=True)) * 2**24) / 2**24 for y in others] for x in queries
-    ]
+    return [[-cosine(x, y) for y in others] for x in queries]
 
 
 def book_reranked(query: np.ndarray, gallery: np.ndarray, k1: int, k2: int, weight: float) -> np.ndarray:
