@@ -1,5 +1,6 @@
 """Two-stream ResNets against torchvision's, their weights files, GeM, and embedding from any kind of images."""
 
+import copy
 import socket
 import threading
 import urllib.error
@@ -60,6 +61,12 @@ def evaluated(files):
 @pytest.fixture
 def resnet18(evaluated):
     return evaluated(18)
+
+
+@pytest.fixture
+def own_resnet18(resnet18):
+    """A copy of it that a test may change."""
+    return copy.deepcopy(resnet18)
 
 
 def maps_of(network, images, modality):
@@ -147,8 +154,8 @@ def test_a_non_local_block_learns_from_its_first_step():
 
 
 @pytest.mark.parametrize("modality", [VISIBLE, INFRARED])
-def test_gradients_reach_the_stem_of_the_modality_and_the_trunk(modality, files):
-    network = resnet_two_stream(depth=18, weights=files[18])
+def test_gradients_reach_the_stem_of_the_modality_and_the_trunk(modality, own_resnet18):
+    network = own_resnet18.train()
     images = pedestrians(3).float()
     batch = (images, None) if modality == VISIBLE else (None, images)
     network(*batch)[:, :100].sum().backward()
@@ -315,7 +322,7 @@ class TestNumerics:
         torch.testing.assert_close(pooled.double(), expected, rtol=1e-5, atol=0)
 
     def test_the_gradient_of_gem_is_the_derivative(self):
-        pool = GeMPool(p=3.0, grid=2).double()
+        pool = GeMPool(p=3.0, grid=(2, 2)).double()
         maps = torch.rand(2, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.1
         parameters = maps.requires_grad_(), pool.p
         assert torch.autograd.gradcheck(lambda maps, p: torch.func.functional_call(pool, {"p": p}, (maps,)), parameters)
@@ -345,8 +352,8 @@ class TestNumerics:
         assert not torch.equal(embeddings, expected), "nothing ran in bfloat16"
         assert ((embeddings * expected).sum(1) > 0.999).all()
 
-    def test_gradients_under_autocast_are_float32_and_finite(self, files):
-        network = resnet_two_stream(depth=18, weights=files[18])
+    def test_gradients_under_autocast_are_float32_and_finite(self, own_resnet18):
+        network = own_resnet18.train()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             embeddings = network(*(pedestrians(2, seed, size=(32, 16)).float() for seed in (0, 1)))
         embeddings[:, :50].sum().backward()
@@ -426,8 +433,8 @@ class TestEmbed:
 
     @pytest.mark.parametrize("training", [True, False])
     @pytest.mark.parametrize("source", ["images", "progress"])
-    def test_an_error_propagates_and_leaves_neither_a_mode_nor_a_thread_behind(self, source, training, files):
-        network = resnet_two_stream(depth=18, weights=files[18]).train(training)
+    def test_an_error_propagates_and_leaves_neither_a_mode_nor_a_thread_behind(self, source, training, own_resnet18):
+        network = own_resnet18.train(training)
         images = Files(pedestrians(9), unreadable=3 if source == "images" else None)
 
         def stop(stage, done, total):
@@ -456,8 +463,8 @@ class TestEmbed:
             embed(resnet18, self.gallery(pedestrians(9)), **arguments)
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-    def test_on_a_gpu_features_are_close_and_come_back_where_asked(self, files):
-        network = resnet_two_stream(depth=18, weights=files[18]).eval()
+    def test_on_a_gpu_features_are_close_and_come_back_where_asked(self, own_resnet18):
+        network = own_resnet18
         gallery = self.gallery(Files(pedestrians(9)))
         expected = embed(network, gallery)
         network.cuda()

@@ -89,12 +89,14 @@ def resnet_two_stream(
     if last_stride not in (1, 2):
         raise ValueError(f"resnet_two_stream: last_stride must be 1 or 2, got {last_stride}")
     build, published = architectures[depth]
+    if weights is not None:
+        path = _download(published.IMAGENET1K_V1) if weights == "imagenet" else Path(weights)
+        state = _read_state_dict(path)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         resnet = build()
         if weights is not None:
-            path = _download(published.IMAGENET1K_V1) if weights == "imagenet" else Path(weights)
-            _load_weights(resnet, path, f"torchvision ResNet-{depth}")
+            _load_weights(resnet, state, f"{path}: holds no weights of a torchvision ResNet-{depth}")
         for conv in resnet.layer4[0].modules():
             if isinstance(conv, nn.Conv2d) and conv.stride == (2, 2):
                 conv.stride = (last_stride, last_stride)
@@ -142,9 +144,9 @@ def _download(weights: WeightsEnum) -> Path:
     return path
 
 
-def _load_weights(resnet: ResNet, path: Path, wanted: str) -> None:
-    """Copy a state dict from a file into `resnet`; its classifier `fc` is left alone."""
-    found = {name: tensor for name, tensor in _read_state_dict(path).items() if not name.startswith("fc.")}
+def _load_weights(resnet: ResNet, state: dict[str, torch.Tensor], complaint: str) -> None:
+    """Copy a state dict into `resnet`, but for its classifier `fc`; a ValueError says what is different."""
+    found = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
     expected = {name: tensor for name, tensor in resnet.state_dict().items() if not name.startswith("fc.")}
     # Files of old torch versions have no num_batches_tracked, which only serves batch norms without momentum.
     missing = [name for name in expected.keys() - found.keys() if not name.endswith(".num_batches_tracked")]
@@ -157,7 +159,7 @@ def _load_weights(resnet: ResNet, path: Path, wanted: str) -> None:
     }
     if any(differences.values()):
         described = ", ".join(f"{verb} {_listed(names)}" for verb, names in differences.items() if names)
-        raise ValueError(f"{path}: holds no weights of a {wanted}: {described}")
+        raise ValueError(f"{complaint}: {described}")
     resnet.load_state_dict(found, strict=False)
 
 
