@@ -185,7 +185,9 @@ class TestRegDb:
         (root / "idx" / "test_thermal_10.txt").unlink()
         image = next((root / "Visible" / "3").iterdir())
         image.unlink()
-        errors = dict(found("regdb", root))
+        listed = found("regdb", root)
+        errors = dict(listed)
+        assert len(errors) == len(listed), "ten trials list it, one problem names it"
         assert errors.keys() == {str(root / "idx" / "test_thermal_10.txt"), str(image), str(root)}
         assert errors[str(root)] == "has no infrared trial 10 test image"
         assert errors[str(image)].startswith(f"does not exist, listed in {root / 'idx'}")

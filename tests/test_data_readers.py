@@ -193,6 +193,14 @@ class TestSysuMm01:
         with pytest.raises(ValueError, match=message):
             read_sysu_mm01(root, **SIZE)
 
+    def test_a_list_may_start_with_a_byte_order_mark_but_must_be_text(self, tmp_path):
+        root = trees.sysu_mm01(tmp_path / "sysu", train=(3,), val=(7,), test=(2,), count=lambda *_: 1)
+        (root / "exp" / "test_id.txt").write_text("2\n", encoding="utf-8-sig")
+        assert set(read_sysu_mm01(root, **SIZE).test.person_ids.tolist()) == {2}
+        (root / "exp" / "test_id.txt").write_bytes(b"2\xff")
+        with pytest.raises(ValueError, match=r"test_id\.txt: cannot be read \("):
+            read_sysu_mm01(root, **SIZE)
+
     def test_a_split_without_one_modality_is_an_error(self, tmp_path):
         root = trees.sysu_mm01(
             tmp_path / "sysu", train=(3,), val=(7,), test=(2,), count=lambda p, c: not (p == 2 and c in (3, 6))
