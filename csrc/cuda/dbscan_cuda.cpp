@@ -13,8 +13,8 @@ std::tuple<Tensor, Tensor> dbscan_cuda(const Tensor& row_ptr_in, const Tensor& c
                                        double eps_in, int64_t min_samples) {
   check_dbscan_args(row_ptr_in, col_idx_in, values_in, eps_in, min_samples);
   const CurrentDevice device(row_ptr_in);
-  const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
-  const Tensor values = torch::stable::contiguous(values_in);
+  const Tensor row_ptr = as_dense(row_ptr_in), col_idx = as_dense(col_idx_in);
+  const Tensor values = as_dense(values_in);
   const int64_t rows = row_ptr.size(0) - 1;
   const float eps = static_cast<float>(eps_in);
   Progress progress("dbscan", 3 * rows);
