@@ -465,7 +465,7 @@ class TestManifest:
     def test_parquet_is_read_like_csv(self, tmp_path, rows):
         pyarrow = pytest.importorskip("pyarrow")
         parquet = pytest.importorskip("pyarrow.parquet")
-        table = [{**row, "camera": int(row["camera"]), "identity": float(hash_of(row["identity"]))} for row in rows]
+        table = [{**row, "camera": float(row["camera"]), "identity": hash_of(row["identity"])} for row in rows]
         for row in table:
             row["modality"] = {"visible": 0, "infrared": 1}[row["modality"]]
         parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "mine.parquet", row_group_size=3)

@@ -119,6 +119,23 @@ def test_threads_that_index_at_once_get_the_right_pixels_and_fill_the_cache_once
         assert images.cached_share == capacity / NUM_FILES
 
 
+def test_two_threads_that_decode_one_image_at_the_same_time_keep_it_once(paths, monkeypatch):
+    both_have_missed, original = threading.Barrier(2, timeout=60), image_files.read_bytes
+
+    def meeting(path):
+        both_have_missed.wait()
+        return original(path)
+
+    monkeypatch.setattr(image_files, "read_bytes", meeting)
+    images = files(paths, num_workers=1, cache_bytes=NUM_FILES * IMAGE_BYTES)
+    users = [threading.Thread(target=images.__getitem__, args=(torch.tensor([4]),)) for _ in range(2)]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert images.cached_share == 1 / NUM_FILES
+
+
 def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     grey = Image.fromarray(np.arange(0, 240, dtype=np.uint8).reshape(20, 12))
     for mode in ("L", "P", "LA"):
