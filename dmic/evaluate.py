@@ -79,6 +79,25 @@ class ProtocolResult:
         """Queries without a match, in all trials together."""
         return sum(trial.num_skipped for trial in self.trials)
 
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> ProtocolResult:
+        """The result that `as_record` was called on."""
+
+        def number(value: float | None) -> float:
+            return float("nan") if value is None else value
+
+        trials = tuple(
+            RetrievalMetrics(
+                cmc={int(rank): number(share) for rank, share in trial["cmc"].items()},
+                mean_average_precision=number(trial["mean_average_precision"]),
+                mean_inverse_negative_penalty=number(trial["mean_inverse_negative_penalty"]),
+                num_queries=trial["num_queries"],
+                num_skipped=trial["num_skipped"],
+            )
+            for trial in record["trials"]
+        )
+        return cls(record["protocol"], trials)
+
     def as_record(self) -> dict[str, Any]:
         """Everything as JSON holds it: ranks are strings, NaN is None."""
         means = ("mean_average_precision", "mean_inverse_negative_penalty")

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
 from rich.table import Table
 
 from .constants import INFRARED, VISIBLE
 from .data import LabeledGallery
 from .data.landsat import TILE, landsat_bands, tile_corner
-from .evaluate import RANKS, MeanSpread, ProtocolResult, RetrievalMetrics
-
-DIRECTIONS = {"infrared_to_visible": "infrared -> visible", "visible_to_infrared": "visible -> infrared"}
-TABLE_RANKS = (1, 5, 10)
+from .evaluate import RANKS, MeanSpread, ProtocolResult
 
 # The picture, in pixels and RGB.
 MARGIN, CROP_SIZE, GAP, FRAME = 36, 84, 10, 4
@@ -32,21 +31,42 @@ def percent(share: float | None) -> str:
     return "-" if share is None or share != share else f"{100 * share:.1f}"
 
 
-def metrics_table(before: dict[str, RetrievalMetrics], after: dict[str, RetrievalMetrics]) -> Table:
-    """Rank-1/5/10, mAP and mINP in percent, in both directions, before and after training."""
-    table = Table(title="Retrieval of unseen places, %")
-    table.add_column("query -> gallery")
-    table.add_column("")
-    for name in (*(f"Rank-{rank}" for rank in TABLE_RANKS), "mAP", "mINP"):
-        table.add_column(name, justify="right")
-    for direction, title in DIRECTIONS.items():
-        for moment, metrics in (("before", before[direction]), ("after", after[direction])):
-            means = metrics.mean_average_precision, metrics.mean_inverse_negative_penalty
-            scores = [percent(share) for share in (*(metrics.cmc[rank] for rank in TABLE_RANKS), *means)]
-            style = "bold" if moment == "after" else None
-            table.add_row(title if moment == "before" else "", moment, *scores, style=style)
-        table.add_section()
-    return table
+class EpochLines:
+    """One line per epoch of a training, under a header that says what the columns are."""
+
+    CLUSTERS = "{:>5}  {:>9}  {:>9}  {:>9}  {:>6}  {:>6}"
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.protocols: list[str] = []
+        self.started = False
+
+    def show(self, record: dict[str, Any]) -> None:
+        """Print the line of a record of `dmic.train`: clusters+outliers, shares in percent, seconds."""
+        if not self.started:
+            self._print_header(record)
+        clusters, mixed, loss, seconds = ["-"] * 3, None, "-", "-"
+        if record["epoch"]:
+            found = [record[name] for name in ("visible", "infrared", "shared")]
+            clusters = [f"{kind['clusters']}+{kind['outliers']}" if kind["clusters"] else "-" for kind in found]
+            mixed = record["shared"]["mixed_share"]
+            loss = f"{sum(record['loss'].values()):.2f}"
+            seconds = f"{sum(record['seconds'].values()):.0f} s"
+        scores = {result["protocol"]: result["cmc"]["1"]["mean"] for result in record.get("retrieval", ())}
+        rank1 = [f"{percent(scores.get(name)):>6}" for name in self.protocols]
+        line = self.CLUSTERS.format(record["epoch"], *clusters, percent(mixed), loss)
+        self.console.print("  ".join([line, *rank1, f"{seconds:>7}"]), soft_wrap=True)
+
+    def _print_header(self, record: dict[str, Any]) -> None:
+        self.started = True
+        self.protocols = [result["protocol"] for result in record.get("retrieval", ())]
+        legend = "clusters+outliers; mixed: % of joint clusters with both modalities"
+        self.console.print(f"[dim]{legend}[/dim]", soft_wrap=True)
+        for number, name in enumerate(self.protocols, 1):
+            self.console.print(f"[dim]R1({number}): Rank-1 in %, {name}[/dim]", soft_wrap=True)
+        titles = [f"{f'R1({number})':>6}" for number in range(1, len(self.protocols) + 1)]
+        columns = self.CLUSTERS.format("epoch", "visible", "infrared", "joint", "mixed", "loss")
+        self.console.print("  ".join([f"[bold]{columns}", *titles, f"{'time':>7}[/bold]"]), soft_wrap=True)
 
 
 def protocol_table(moments: Mapping[str, Sequence[ProtocolResult]], title: str = "Retrieval, %") -> Table:

@@ -1,24 +1,71 @@
-"""The training loop: embed, refresh the pseudo labels, train against their memories, evaluate, log."""
+"""The training loop: embed, refresh the pseudo labels, train against their memories, evaluate, log.
+
+DMIC trains in two stages (dynamic neighbourhoods, hybrid memories); see docs/algorithm.md for the paper's symbols.
+"""
 
 from __future__ import annotations
 
+import math
+import resource
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from .constants import INFRARED, NOISE, VISIBLE
 from .data import CameraCrossingSampler, Gallery
-from .losses import cluster_loss
-from .memory import ClusterMemory
+from .data.prefetch import prefetch
+from .memory import ClusterMemory, InstanceMemory, Memory
 from .models import TwoStreamNetwork, embed
 from .pseudo_labels import pseudo_labels
+from .seeds import derive_seed, generator
 
 View = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 Record = dict[str, Any]
+MODALITIES = {"visible": VISIBLE, "infrared": INFRARED}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a stage minimises: its memories, and how their losses are added up.
+
+    A step of one modality alone has the terms cluster + instance_weight * instance, for either modality; a joint step
+    has the shared cluster memory + joint_instance_weight * the instance memory of all samples.
+    """
+
+    instances: bool = True  # instance memories beside the cluster memories
+    joint: str = "none"  # "none"; "separate": an optimiser step of its own; "combined": one step with the others
+    instance_weight: float = 1.0  # of the instance memory of one modality
+    joint_instance_weight: float = 0.1  # of the instance memory of both
+    combined_weight: float = 0.7  # of all joint terms in a combined step
+    mixed_only: bool = False  # joint batches hold only clusters of both modalities
+    temperature: float = 0.05  # of the softmax over similarities
+    momentum: float = 0.0  # share of its old value that a memory row keeps
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training with its own optimiser and instance memories; functions of its epochs, from 0."""
+
+    num_epochs: int
+    per_modality: Callable[[int], dict[str, Any]]  # arguments of `cluster` for one modality alone
+    joint: Callable[[int], dict[str, Any]]  # the same for both together; not called if the objective has no joint step
+    learning_rate: Callable[[int], float]  # of Adam
+    objective: Objective
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What an optimiser step sees."""
+
+    num_iterations: int  # steps of each kind (per modality; joint) in an epoch
+    num_classes: int  # P, clusters in a batch
+    num_samples: int  # K, images of a cluster in a batch, per modality
+    views: dict[int, tuple[View, ...]]  # by modality: every image of a batch appears once in each
+    accumulate: int = 1  # batches whose gradients make one step
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,125 +83,164 @@ class EpochLabels:
     shared: torch.Tensor
 
 
-def train(
-    network: TwoStreamNetwork,
-    gallery: Gallery,
-    *,
-    num_epochs: int,
-    num_iterations: int,
-    per_modality: Callable[[int], dict[str, Any]],
-    joint: Callable[[int], dict[str, Any] | None],
-    invariant: bool,
-    views: dict[int, tuple[View, ...]],
-    num_classes: int,
-    num_samples: int,
-    temperature: float,
-    momentum: float,
-    learning_rate: Callable[[int], float],
-    weight_decay: float,
-    seed: int,
-    evaluate: Callable[[TwoStreamNetwork], Record] | None = None,
-    inspect: Callable[[EpochLabels], Record] | None = None,
-    log: Callable[[Record], None] | None = None,
-) -> None:
-    """Train `network` in place on a gallery without identities.
+@dataclass(eq=False)
+class TrainingState:
+    """All that changes while a network trains, so that a run can be left and taken up between any two iterations."""
 
-    On one machine and with one number of threads, equal arguments give equal bits. The callbacks only look: what they
-    return goes into the records and nowhere else.
+    network: TwoStreamNetwork
+    optimizer: torch.optim.Adam | None = None
+    stage: int = 0
+    epoch: int = 0  # of the stage, from 0
+    iteration: int = 0  # of the epoch, from 0: the next one to do
+    labels: EpochLabels | None = None  # None before the epoch has begun
+    memories: dict[str, Memory] = field(default_factory=dict)
+    record: Record = field(default_factory=dict)  # of the epoch, as far as it has come
+
+    @property
+    def is_new(self) -> bool:
+        return self.labels is None and self.stage == self.epoch == 0
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """Calls from the loop. Except by raising, they change nothing: what they return goes into the records."""
+
+    evaluate: Callable[[int], Record] = lambda epoch: {}  # before training (epoch 0), and after each epoch (from 1)
+    inspect: Callable[[EpochLabels], Record] = lambda labels: {}  # after each clustering
+    log: Callable[[Record], None] = lambda record: None  # once before training, then once an epoch
+    after_epoch: Callable[[TrainingState], None] = lambda state: None  # the state is that before the next epoch
+    after_iteration: Callable[[TrainingState], None] = lambda state: None
+    progress: Callable[[str, int, int], None] | None = None  # (phase, done, total); may raise to stop
+
+
+def train(
+    state: TrainingState,
+    gallery: Gallery,
+    stages: Iterable[Stage],
+    batches: Batches,
+    *,
+    weight_decay: float,
+    warmup: int = 0,
+    seed: int = 0,
+    hooks: Hooks | None = None,
+) -> None:
+    """Train the network of `state` in place on a gallery without identities, from where the state is.
+
+    On one machine and with one number of threads, equal arguments give equal bits, also if the state was saved and
+    restored on the way.
 
     Args:
-        network: left in evaluation mode.
+        state: new, or restored from a checkpoint. Its network is left in evaluation mode.
         gallery: images, cameras and modalities; it has no field that says who is in an image.
-        num_epochs: epochs, from 0 for the functions of the epoch.
-        num_iterations: optimiser steps of each kind (per modality; joint) in an epoch.
-        per_modality: epoch to the keyword arguments of `pseudo_labels` for one modality alone.
-        joint: the same for both modalities together; None where there is no joint clustering yet.
-        invariant: whether the expansions know cameras and modalities (MIE), or ignore them (plain).
-        views: for each modality, the views of every image in a batch.
-        num_classes, num_samples: P clusters x K images per modality in a batch.
-        temperature: of the losses.
-        momentum: of the memories.
-        learning_rate: epoch to the learning rate of Adam, reached linearly over the first epoch.
+        stages: one after the other.
+        batches: the steps of every epoch.
         weight_decay: of Adam.
+        warmup: iterations at the start of the first stage in which the learning rate rises to its value.
         seed: of batches, views and memory updates.
-        evaluate: called with the network in evaluation mode before training and after each epoch.
-        inspect: called with the labels of each epoch.
-        log: called with one record before training (epoch 0) and one after each epoch (from 1): clusters, outliers,
-            losses, seconds per phase, and what the other callbacks return.
+        hooks: what looks on.
 
     Raises:
-        ValueError: the gallery is empty, an epoch leaves no cluster to train on, or an argument is out of range.
+        ValueError: the gallery is empty, an epoch leaves nothing to train on, a loss is not finite, or an argument is
+            out of range. The state is then that of an unfinished iteration: go back to a saved one.
     """
     if len(gallery) == 0:
         raise ValueError("train: gallery must hold images, got none")
-    generator = torch.Generator().manual_seed(seed)
-    weights = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=learning_rate(0), weight_decay=weight_decay)
-    batch_shape = {"num_classes": num_classes, "num_samples": num_samples}
-    log = log or (lambda record: None)
+    stages, hooks = tuple(stages), hooks or Hooks()
+    network = state.network
     network.eval()
-    log({"epoch": 0, **(evaluate(network) if evaluate else {})})
+    if state.is_new:
+        hooks.log({"epoch": 0, **hooks.evaluate(0)})
+    for stage in stages[state.stage :]:
+        state.optimizer = state.optimizer or make_optimizer(network, weight_decay)
+        for epoch in range(state.epoch, stage.num_epochs):
+            if state.labels is None:
+                state.record = {"epoch": 1 + sum(s.num_epochs for s in stages[: state.stage]) + epoch}
+                state.record |= {"stage": state.stage + 1, "seconds": {}, "loss": {}}
+                with _timed(state.record, "embed"):
+                    features = embed(network, gallery, progress=hooks.progress)
+                with _timed(state.record, "cluster"):
+                    state.labels = refresh_labels(features, gallery, stage, epoch, hooks.progress)
+                    refresh_memories(state, features, gallery, stage.objective)
+                state.record |= describe_labels(state.labels, gallery) | hooks.inspect(state.labels)
+            _train_epoch(state, gallery, stage, batches, warmup if state.stage == 0 and epoch == 0 else 0, seed, hooks)
+            with _timed(state.record, "evaluate"):
+                state.record |= hooks.evaluate(state.record["epoch"])
+            hooks.log(state.record | {"peak_bytes": _peak_bytes(network)})
+            state.epoch, state.iteration, state.labels = epoch + 1, 0, None
+            hooks.after_epoch(state)
+        state.stage, state.epoch, state.optimizer, state.memories = state.stage + 1, 0, None, {}
 
-    for epoch in range(num_epochs):
-        record: Record = {"epoch": epoch + 1, "seconds": {}}
-        with _timed(record, "embed"):
-            features = embed(network, gallery)
-        with _timed(record, "cluster"):
-            labels = refresh_labels(features, gallery, per_modality(epoch), joint(epoch), invariant=invariant)
-        record |= describe_labels(labels, gallery) | (inspect(labels) if inspect else {})
-        steps, record["skipped"] = _plan_steps(features, labels, gallery, momentum, generator, **batch_shape)
-        if not any(steps):
-            raise ValueError(
-                f"train: epoch {epoch + 1} has no cluster to train on, every sample is an outlier with "
-                f"{per_modality(epoch)}; raise eps or lower min_samples"
-            )
-        record["learning_rate"] = learning_rate(epoch)
-        warmup = [(i + 1) / num_iterations if epoch == 0 else 1.0 for i in range(num_iterations)]
-        with _timed(record, "train"):
-            record["loss"] = _train_epoch(
-                network,
-                gallery,
-                optimizer,
-                steps,
-                views,
-                generator,
-                [learning_rate(epoch) * w for w in warmup],
-                temperature,
-            )
-        with _timed(record, "evaluate"):
-            record |= evaluate(network) if evaluate else {}
-        log(record)
+
+def make_optimizer(network: TwoStreamNetwork, weight_decay: float) -> torch.optim.Adam:
+    """Adam over all weights that train; its learning rate is set before every step."""
+    return torch.optim.Adam([p for p in network.parameters() if p.requires_grad], weight_decay=weight_decay)
 
 
 def refresh_labels(
     features: torch.Tensor,
     gallery: Gallery,
-    per_modality: dict[str, Any],
-    joint: dict[str, Any] | None,
-    *,
-    invariant: bool,
+    stage: Stage,
+    epoch: int,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> EpochLabels:
-    """Cluster each modality alone, with camera-invariant distances, and both together, with MIE ones.
+    """Cluster each modality alone and, if the stage has a joint step, both together.
 
     Args:
         features: float32 [N, d] by global sample id.
         gallery: the cameras and modalities of the samples.
-        per_modality, joint: keyword arguments of `pseudo_labels`; no joint clustering if None.
-        invariant: whether the expansions know cameras and modalities.
+        stage, epoch: what to cluster with.
+        progress: of `pseudo_labels`.
     """
-    labels = []
-    for modality in (VISIBLE, INFRARED):
+    labels = {}
+    for name, modality in MODALITIES.items():
         sample_idx = (gallery.modality_ids == modality).nonzero().flatten()
-        found = torch.full((len(gallery),), NOISE)
+        labels[name] = torch.full((len(gallery),), NOISE, device=features.device)
         if len(sample_idx):
-            camera_ids = gallery.camera_ids[sample_idx] if invariant else None
-            found[sample_idx] = pseudo_labels(features[sample_idx], camera_ids=camera_ids, **per_modality).labels
-        labels.append(found)
-    shared = torch.full((len(gallery),), NOISE)
-    if joint is not None:
-        ids = {"camera_ids": gallery.camera_ids, "modality_ids": gallery.modality_ids} if invariant else {}
-        shared = pseudo_labels(features, **ids, **joint).labels
-    return EpochLabels(*labels, shared)
+            found = cluster(features, gallery, sample_idx, **stage.per_modality(epoch), progress=progress)
+            labels[name][sample_idx.to(features.device)] = found
+    shared = torch.full((len(gallery),), NOISE, device=features.device)
+    if stage.objective.joint != "none":
+        everything = torch.arange(len(gallery))
+        shared = cluster(features, gallery, everything, **stage.joint(epoch), progress=progress)
+    return EpochLabels(labels["visible"], labels["infrared"], shared)
+
+
+def cluster(
+    features: torch.Tensor, gallery: Gallery, sample_idx: torch.Tensor, *, expansion: str, k1: int, **settings: Any
+) -> torch.Tensor:
+    """`pseudo_labels` of some samples, int64 [n].
+
+    Args:
+        features: float32 [N, d] by global sample id.
+        gallery: the cameras and modalities of the samples.
+        sample_idx: int64 [n], which of them.
+        expansion: "plain" ignores ids, "camera" and "modality" balance one of them, "mie" both.
+        k1: kept at or below n, so that a gallery smaller than the neighbourhood is one neighbourhood.
+        settings: k2, eps, min_samples, and progress of `pseudo_labels`.
+    """
+    k1 = min(k1, len(sample_idx))
+    settings |= {"k1": k1, "k2": min(settings["k2"], k1)}
+    if expansion in ("camera", "mie"):
+        settings["camera_ids"] = gallery.camera_ids[sample_idx]
+    if expansion in ("modality", "mie"):
+        settings["modality_ids"] = gallery.modality_ids[sample_idx]
+    return pseudo_labels(features[sample_idx.to(features.device)], **settings).labels
+
+
+def refresh_memories(state: TrainingState, features: torch.Tensor, gallery: Gallery, objective: Objective) -> None:
+    """New cluster memories from the labels of the epoch; instance memories live as long as the stage, relabelled."""
+    labels, momentum = state.labels, objective.momentum
+    kinds = {"visible": labels.visible, "infrared": labels.infrared}
+    if objective.joint != "none":
+        kinds["shared"] = labels.shared
+    for name, found in kinds.items():
+        state.memories[f"cluster_{name}"] = ClusterMemory.from_features(features, found, momentum=momentum)
+        if objective.instances:
+            if f"instance_{name}" not in state.memories:
+                own = gallery.modality_ids == MODALITIES.get(name, gallery.modality_ids)
+                held = own.nonzero().flatten().to(features.device)
+                state.memories[f"instance_{name}"] = InstanceMemory.from_features(features, held, momentum=momentum)
+            state.memories[f"instance_{name}"].refresh(found)
 
 
 def describe_labels(labels: EpochLabels, gallery: Gallery) -> Record:
@@ -173,7 +259,7 @@ def describe_labels(labels: EpochLabels, gallery: Gallery) -> Record:
         cameras = _kinds_per_cluster(found, gallery.camera_ids)
         record[name] = {
             "clusters": len(cameras),
-            "outliers": int((found[mask] == NOISE).sum()),
+            "outliers": int((found.cpu()[mask] == NOISE).sum()),
             "cameras_per_cluster": cameras.mean().item() if len(cameras) else None,
         }
     modalities = _kinds_per_cluster(labels.shared, gallery.modality_ids)
@@ -183,102 +269,203 @@ def describe_labels(labels: EpochLabels, gallery: Gallery) -> Record:
 
 def _kinds_per_cluster(labels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """How many different ids each cluster holds, float64 [num_clusters]."""
+    labels = labels.cpu()
     clustered = labels != NOISE
     pairs = torch.stack([labels[clustered], ids[clustered]]).unique(dim=1)
     return pairs[0].bincount().double()
 
 
-@dataclass(eq=False)
+# ------------------------------------------------------------------------------------------------------- one epoch
+
+Batch = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by modality: pixels of every view, and their sample ids
+
+
+@dataclass(frozen=True, eq=False)
 class _Term:
     """One loss: the samples of one modality against one memory."""
 
     name: str
     modality: int
-    labels: torch.Tensor  # int64 [N] by global sample id
-    memory: ClusterMemory
-    sampler: CameraCrossingSampler
+    weight: float
+    memory: Memory
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Losses that share a forward pass of one batch of each modality."""
+
+    samplers: dict[int, CameraCrossingSampler]
+    terms: list[_Term]
+    seed: int
+
+    def draw(self, number: int, gallery: Gallery, batches: Batches, device: torch.device) -> Batch:
+        """Batch `number` of the epoch; it depends on nothing else."""
+        drawn = {}
+        for modality, sampler in self.samplers.items():
+            sample_idx = sampler.batch(number)
+            views = batches.views[modality]
+            draws = generator(self.seed, "views", number, modality)
+            pixels = gallery.images[sample_idx].to(device, non_blocking=True)
+            drawn[modality] = torch.cat([view(pixels, draws) for view in views]), sample_idx.repeat(len(views))
+        return drawn
+
+    def losses(
+        self, network: TwoStreamNetwork, batch: Batch, temperature: float
+    ) -> tuple[dict[str, torch.Tensor], dict[int, torch.Tensor]]:
+        """Every loss by name, and the embeddings [n, d] of each modality."""
+        pixels = [batch[modality][0] if modality in batch else None for modality in (VISIBLE, INFRARED)]
+        device = next(network.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            embeddings = network(*pixels)
+        split = embeddings.split([len(batch[modality][1]) for modality in sorted(batch)])
+        by_modality = dict(zip(sorted(batch), split, strict=True))
+        losses = {}
+        for term in self.terms:
+            sample_idx = batch[term.modality][1].to(embeddings.device)
+            losses[term.name] = term.memory.loss(by_modality[term.modality], sample_idx, temperature)
+        return losses, by_modality
+
+    def update(self, number: int, seen: list[tuple[Batch, dict[int, torch.Tensor]]]) -> None:
+        """The random-sample update of every memory, which sees what all batches of the step held for it."""
+        for position, memory in enumerate(dict.fromkeys(term.memory for term in self.terms)):
+            modalities = [term.modality for term in self.terms if term.memory is memory]
+            pairs = [(embeddings[m], batch[m][1]) for batch, embeddings in seen for m in modalities]
+            joined = torch.cat([x.detach() for x, _ in pairs])
+            sample_idx = torch.cat([ids for _, ids in pairs]).to(joined.device)
+            memory.update(joined, sample_idx, generator(self.seed, "memory", number, position))
 
 
 def _plan_steps(
-    features: torch.Tensor,
-    labels: EpochLabels,
-    gallery: Gallery,
-    momentum: float,
-    generator: torch.Generator,
-    **batch_shape: int,
-) -> tuple[list[list[_Term]], list[str]]:
-    """The terms of the two optimiser steps (per modality; joint), and the names of those that have no cluster."""
-    joint_started = bool((labels.shared != NOISE).any())
-    shared = ClusterMemory(features, labels.shared, momentum=momentum) if joint_started else None
-    planned = [
-        [("cluster_visible", VISIBLE, labels.visible, None), ("cluster_infrared", INFRARED, labels.infrared, None)],
-        [("shared_visible", VISIBLE, labels.shared, shared), ("shared_infrared", INFRARED, labels.shared, shared)],
+    state: TrainingState, gallery: Gallery, objective: Objective, batches: Batches, seed: int
+) -> tuple[list[list[_Group]], list[str]]:
+    """The optimiser steps of an iteration, each a list of groups, and the names of losses that have nothing to learn.
+
+    A loss needs a cluster of its modality to draw from and two classes in its memory to tell apart.
+    """
+    alone = [("cluster_{}", "cluster_{}", 1.0), ("instance_{}", "instance_{}", objective.instance_weight)]
+    scale = objective.combined_weight if objective.joint == "combined" else 1.0
+    joint = [
+        ("shared_{}", "cluster_shared", scale),
+        ("instance_shared_{}", "instance_shared", scale * objective.joint_instance_weight),
     ]
-    steps: list[list[_Term]] = []
-    skipped = []
-    for terms in planned:
-        step = []
-        for name, modality, found, memory in terms:
-            own = torch.where(gallery.modality_ids == modality, found, NOISE)
-            if not bool((own != NOISE).any()):
-                skipped.append(name)
-                continue
-            if memory is None:
-                memory = ClusterMemory(features, found, momentum=momentum)
-            sampler = CameraCrossingSampler(own, gallery.camera_ids, generator=generator, **batch_shape)
-            step.append(_Term(name, modality, found, memory, sampler))
-        steps.append(step)
-    return steps, skipped
+    labels, skipped, groups = state.labels, [], []
+    shared = _mixed(labels.shared, gallery) if objective.mixed_only else labels.shared
+    for kind, terms, drawn_from in (
+        ("alone", alone, {"visible": labels.visible, "infrared": labels.infrared}),
+        ("joint", joint, {"visible": shared, "infrared": shared}),
+    ):
+        group = _Group({}, [], derive_seed(seed, state.stage, state.epoch, kind))
+        for name, modality in MODALITIES.items():
+            own = torch.where(gallery.modality_ids == modality, drawn_from[name].cpu(), NOISE)
+            for title, memory_name, weight in terms:
+                memory = state.memories.get(memory_name.format(name))
+                if memory is None or weight == 0:
+                    continue
+                if memory.num_classes < 2 or not bool((own != NOISE).any()):
+                    skipped.append(title.format(name))
+                    continue
+                group.terms.append(_Term(title.format(name), modality, weight, memory))
+                if modality not in group.samplers:
+                    group.samplers[modality] = CameraCrossingSampler(
+                        own,
+                        gallery.camera_ids,
+                        num_classes=batches.num_classes,
+                        num_samples=batches.num_samples,
+                        seed=derive_seed(group.seed, name),
+                    )
+        if group.terms:
+            groups.append(group)
+    return [groups] if objective.joint == "combined" and groups else [[group] for group in groups], skipped
+
+
+def _mixed(labels: torch.Tensor, gallery: Gallery) -> torch.Tensor:
+    """The labels of clusters that hold both modalities, NOISE elsewhere."""
+    kinds = _kinds_per_cluster(labels, gallery.modality_ids)
+    labels = labels.cpu()
+    return torch.where((labels != NOISE) & (kinds[labels.clamp(min=0)] == 2), labels, NOISE) if len(kinds) else labels
 
 
 def _train_epoch(
-    network: TwoStreamNetwork,
+    state: TrainingState,
     gallery: Gallery,
-    optimizer: torch.optim.Optimizer,
-    steps: list[list[_Term]],
-    views: dict[int, tuple[View, ...]],
-    generator: torch.Generator,
-    learning_rates: list[float],
-    temperature: float,
-) -> dict[str, float]:
-    """Train for an epoch of one iteration per learning rate; the mean of every loss."""
-    steps = [step for step in steps if step]
-    sums = {term.name: 0.0 for step in steps for term in step}
+    stage: Stage,
+    batches: Batches,
+    warmup: int,
+    seed: int,
+    hooks: Hooks,
+) -> None:
+    """Do what is left of the epoch's iterations; the record gets the mean of every loss."""
+    network, record, objective = state.network, state.record, stage.objective
+    steps, record["skipped"] = _plan_steps(state, gallery, objective, batches, seed)
+    if not steps:
+        raise ValueError(
+            f"train: epoch {record['epoch']} has nothing to train on: no clustering found two classes with "
+            f"{stage.per_modality(state.epoch)}; raise eps or lower min_samples"
+        )
+    rate = record["learning_rate"] = stage.learning_rate(state.epoch)
+    for name in (term.name for step in steps for group in step for term in group.terms):
+        record["loss"].setdefault(name, 0.0)
+    order = [group for step in steps for group in step]
+    device = next(network.parameters()).device
+    drawn = (
+        group.draw(number, gallery, batches, device)
+        for iteration in range(state.iteration, batches.num_iterations)
+        for group in order
+        for number in range(iteration * batches.accumulate, (iteration + 1) * batches.accumulate)
+    )
+    if device.type != "cpu" or not isinstance(gallery.images, torch.Tensor):
+        drawn = prefetch(drawn, depth=2)
     network.train()
-    for optimizer.param_groups[0]["lr"] in learning_rates:
-        for step in steps:
-            batches = [_draw(gallery, term, views[term.modality], generator) for term in step]
-            images = {term.modality: batch[0] for term, batch in zip(step, batches, strict=True)}
-            labels = [batch[1] for batch in batches]
-            embeddings = network(images.get(VISIBLE), images.get(INFRARED)).split([len(found) for found in labels])
-            losses = [
-                cluster_loss(x, y, term.memory.rows, temperature)
-                for term, x, y in zip(step, embeddings, labels, strict=True)
-            ]
-            optimizer.zero_grad()
-            sum(losses).backward()
-            optimizer.step()
-            for memory in dict.fromkeys(term.memory for term in step):  # a shared memory sees both modalities at once
-                used = [i for i, term in enumerate(step) if term.memory is memory]
-                joined = torch.cat([embeddings[i] for i in used]), torch.cat([labels[i] for i in used])
-                memory.update(*joined, generator)
-            for term, loss in zip(step, losses, strict=True):
-                sums[term.name] += loss.item() / len(learning_rates)
+    with closing(drawn), _timed(record, "train"):
+        while state.iteration < batches.num_iterations:
+            state.optimizer.param_groups[0]["lr"] = rate * min(1.0, (state.iteration + 1) / max(1, warmup))
+            for step in steps:
+                _step(state, step, drawn, batches, objective)
+            state.iteration += 1
+            hooks.after_iteration(state)
+            if hooks.progress:
+                hooks.progress("train", state.iteration, batches.num_iterations)
     network.eval()
-    return sums
 
 
-def _draw(
-    gallery: Gallery, term: _Term, views: tuple[View, ...], generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every view of one batch, and the labels of each."""
-    sample_idx = term.sampler.batch()
-    images = gallery.images[sample_idx]
-    return torch.cat([view(images, generator) for view in views]), term.labels[sample_idx].repeat(len(views))
+def _step(
+    state: TrainingState, step: list[_Group], drawn: Iterator[Batch], batches: Batches, objective: Objective
+) -> None:
+    """One step of the optimiser, then one update of every memory that took part."""
+    state.optimizer.zero_grad()
+    seen: list[list[tuple[Batch, dict[int, torch.Tensor]]]] = []
+    for group in step:
+        seen.append([])
+        for _ in range(batches.accumulate):
+            batch = next(drawn)
+            losses, embeddings = group.losses(state.network, batch, objective.temperature)
+            (sum(losses[term.name] * term.weight for term in group.terms) / batches.accumulate).backward()
+            values = torch.stack(list(losses.values())).tolist()
+            for name, value in zip(losses, values, strict=True):
+                if not math.isfinite(value):
+                    raise ValueError(
+                        f"train: {name} is {value} in epoch {state.record['epoch']}, iteration {state.iteration + 1}; "
+                        "lower the learning rate or lengthen the warm-up, and resume from the last checkpoint"
+                    )
+                state.record["loss"][name] += value / (batches.num_iterations * batches.accumulate)
+            seen[-1].append((batch, embeddings))
+    state.optimizer.step()
+    for group, batches_seen in zip(step, seen, strict=True):
+        group.update(state.iteration, batches_seen)
 
 
 @contextmanager
 def _timed(record: Record, phase: str) -> Iterator[None]:
     start = time.perf_counter()
-    yield
-    record["seconds"][phase] = time.perf_counter() - start
+    try:
+        yield
+    finally:
+        record["seconds"][phase] = record["seconds"].get(phase, 0.0) + time.perf_counter() - start
+
+
+def _peak_bytes(network: TwoStreamNetwork) -> int:
+    """Peak memory of the GPU that the network is on, or of the process."""
+    device = next(network.parameters()).device
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

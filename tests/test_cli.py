@@ -15,6 +15,8 @@ from safetensors.numpy import save_file
 
 import dmic
 from dmic import cli, doctor
+from dmic.commands import cluster as cluster_command
+from dmic.progress import show_progress
 
 ROOT = Path(dmic.__file__).resolve().parents[1]
 SETTINGS = ["--k1", "15", "--k2", "4", "--eps", "0.55"]
@@ -96,7 +98,7 @@ def test_the_table_describes_the_clusters(files, run):
 def test_ids_per_cluster_are_counted():
     labels, ids = np.array([0, 0, 0, 1, 1, 1, -1, 2]), np.array([5, 5, 7, 1, 2, 3, 9, 4])
     result = dmic.PseudoLabels(labels, labels >= 0, 3, 1, {"knn_graph": 0.5})
-    assert dict(cli.summarize(result, {"camera_ids": ids, "modality_ids": None})) == {
+    assert dict(cluster_command.summarize(result, {"camera_ids": ids, "modality_ids": None})) == {
         "clusters": "3",
         "outliers": "1 (12.5 %)",
         "cluster size": "1 to 3, median 3",
@@ -132,7 +134,7 @@ def test_half_precision_in_safetensors(files, gallery, run):
 @pytest.mark.parametrize("name", ["features.npy", "gallery.safetensors"])
 def test_features_stay_in_the_file(files, name):
     """Memory-mapped: the tensor's memory lies in a mapping of the file."""
-    features = cli.load_gallery(Path(name)).features
+    features = cluster_command.load_gallery(Path(name)).features
     mappings = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(name)]
     ranges = [[int(bound, 16) for bound in fields[0].split("-")] for fields in mappings]
     assert any(low <= features.data_ptr() < high for low, high in ranges)
@@ -257,7 +259,7 @@ def test_a_failed_write_leaves_the_old_file(files, run, monkeypatch):
     ("text", "count"), [("123", 123), ("4GB", 4 * 10**9), ("1.5 GiB", 3 << 29), ("512mb", 512 * 10**6), ("2kiB", 2048)]
 )
 def test_sizes_are_decimal_or_binary(text, count):
-    assert cli.parse_bytes(text) == count
+    assert cluster_command.parse_bytes(text) == count
 
 
 def test_a_missing_or_unknown_command_is_one_line(run):
@@ -283,7 +285,7 @@ def test_the_module_is_the_command(files, gallery):
 def test_a_terminal_gets_a_bar_for_each_stage(monkeypatch, capfd):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with cli._progress() as report:
+    with show_progress() as report:
         for stage in ("knn_graph", "dbscan"):
             report(stage, 0, 10)
             report(stage, 10, 10)

@@ -1,11 +1,12 @@
-"""The configuration: a TOML round trip, and errors that name the nearest known key."""
+"""The configuration: a TOML round trip, recipes, single settings, and errors that name the nearest known key."""
 
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from dmic.config import Config, from_dict, read_toml, to_toml
-from dmic.schedules import Schedule
+from dmic.config import Config, differences, from_dict, load_config, read_toml, recipes, to_toml
+from dmic.run import build_batches, build_stages
+from dmic.schedules import Schedule, fixed
 
 tomllib = pytest.importorskip("tomllib", reason="reading TOML needs Python 3.11")
 
@@ -14,8 +15,8 @@ def test_a_configuration_survives_its_file(tmp_path):
     config = Config()
     config = replace(
         config,
-        train=replace(config.train, seed=7, expansion="plain"),
-        joint=replace(config.joint, eps=Schedule("linear", 0.7, 0.5)),
+        train=replace(config.train, seed=7),
+        stage2=replace(config.stage2, joint=replace(config.stage2.joint, eps=Schedule("linear", 0.7, 0.5))),
     )
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
@@ -25,26 +26,89 @@ def test_a_configuration_survives_its_file(tmp_path):
 def test_the_file_holds_every_default():
     values = tomllib.loads(to_toml(Config()))
     assert from_dict(values) == Config()
-    assert values["joint"]["eps"] == {
-        "kind": "geometric",
-        "start": Config().joint.eps.start,
-        "end": Config().joint.eps.end,
-    }
+    assert values["stage2"]["joint"]["eps"]["kind"] == "geometric"
+    assert values["stage2"]["joint"]["k1"] == 40.0, "a constant schedule is a number"
 
 
 def test_what_is_absent_keeps_its_default():
     assert from_dict({"train": {"seed": 5}}) == replace(Config(), train=replace(Config().train, seed=5))
 
 
+def test_a_number_is_a_constant_schedule():
+    assert from_dict({"stage1": {"per_modality": {"eps": 0.5}}}).stage1.per_modality.eps == fixed(0.5)
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_recipe_loads_and_describes_its_stages(name):
+    config = load_config(name)
+    assert config.data.kind in (name, "sysu_mm01"), "synthetic pedestrians come in the layout of SYSU-MM01"
+    for stage in build_stages(config):
+        for epoch in (0, stage.num_epochs - 1):
+            for settings in (stage.per_modality(epoch), stage.joint(epoch)):
+                assert 1 <= settings["k2"] <= settings["k1"]
+                assert 0 < settings["eps"] <= 1
+        assert stage.learning_rate(0) > 0
+    assert build_batches(config, 3).num_iterations > 0
+
+
+def test_the_recipe_of_sysu_mm01_has_the_published_constants():
+    config = load_config("sysu_mm01")
+    first, second = build_stages(config)
+    assert (first.num_epochs, second.num_epochs) == (50, 50)
+    assert first.objective.joint == "none"
+    assert second.objective.joint == "separate"
+    assert second.per_modality(0) == {"k1": 30, "k2": 6, "eps": 0.6, "min_samples": 4, "expansion": "mie"}
+    assert second.joint(0) == {"k1": 40, "k2": 11, "eps": 0.6, "min_samples": 4, "expansion": "mie"}
+    last = second.joint(49)
+    assert last["k2"] in (31, 32)
+    assert last["eps"] == pytest.approx(0.3, abs=0.01)
+    assert [second.learning_rate(epoch) for epoch in (0, 19, 20, 40)] == pytest.approx([3.5e-4, 3.5e-4, 3.5e-5, 3.5e-6])
+    assert (config.train.num_classes, config.train.num_samples, config.train.num_iterations) == (4, 16, 200)
+    assert (config.data.height, config.data.width) == (288, 144)
+
+
+def test_single_settings_change_a_recipe():
+    config = load_config("regdb", ["train.seed=3", "data.trial=7", "stage2.joint.eps=0.25", "network.kind=resnet18"])
+    assert (config.train.seed, config.data.trial, config.network.kind) == (3, 7, "resnet18")
+    assert config.stage2.joint.eps == fixed(0.25)
+    assert load_config("regdb", ["stage1.per_modality.eps.end=0.1"]).stage1.per_modality.eps.end == 0.1
+
+
+def test_differences_name_every_setting():
+    assert differences(Config(), Config()) == []
+    other = load_config("regdb", ["train.seed=3"])
+    found = differences(load_config("regdb"), other)
+    assert found == ["train.seed: 0 and 3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sysu",), "'sysu' is no file and no recipe, did you mean 'sysu_mm01'?"),
+        (("regdb", ["train.sed=3"]), "there is no key 'train.sed', did you mean 'seed'?"),
+        (("regdb", ["train.seed"]), "a setting must look like section.key=value, got 'train.seed'"),
+        (("regdb", ["train.seed=abc"]), "train.seed must be int, got 'abc'"),
+        (("regdb", ["stage2.joint_step=both"]), "joint_step must be one of separate, combined, none, got 'both'"),
+        (("regdb", ["stage2.joint.expansion=all"]), "expansion must be one of mie, camera, modality, plain, got 'all'"),
+    ],
+)
+def test_mistakes_in_recipes_and_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(*arguments)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"trian": {}}, "there is no key 'trian', did you mean 'train'"),
-        ({"train": {"num_epoch": 3}}, "there is no key 'train.num_epoch', did you mean 'num_epochs'"),
+        ({"stage1": {"num_epoch": 3}}, "there is no key 'stage1.num_epoch', did you mean 'num_epochs'"),
         ({"train": 3}, "train must be a table, got 3"),
-        ({"train": {"num_epochs": "3"}}, "train.num_epochs must be int, got '3'"),
-        ({"train": {"num_epochs": True}}, "train.num_epochs must be int, got True"),
-        ({"joint": {"eps": {"kind": "cosine"}}}, "kind must be one of constant, linear, geometric, got 'cosine'"),
+        ({"stage1": {"num_epochs": "3"}}, "stage1.num_epochs must be int, got '3'"),
+        ({"stage1": {"num_epochs": True}}, "stage1.num_epochs must be int, got True"),
+        (
+            {"stage2": {"joint": {"eps": {"kind": "cosine"}}}},
+            "kind must be one of constant, linear, geometric, two_phase",
+        ),
     ],
 )
 def test_mistakes_are_named(values, message):

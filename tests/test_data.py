@@ -127,21 +127,21 @@ class TestSampler:
             self.CAMERAS,
             num_classes=num_classes,
             num_samples=num_samples,
-            generator=torch.Generator().manual_seed(seed),
+            seed=seed,
         )
 
     def test_a_batch_holds_p_clusters_of_k_samples_without_outliers(self):
         sampler = self.sampler()
-        for _ in range(50):
-            labels = self.LABELS[sampler.batch()].view(2, 4)
+        for number in range(50):
+            labels = self.LABELS[sampler.batch(number)].view(2, 4)
             assert (labels == labels[:, :1]).all()
             assert (labels != NOISE).all()
             assert labels[0, 0] != labels[1, 0]
 
     def test_other_samples_come_from_other_cameras_than_the_anchors(self):
         sampler = self.sampler(num_classes=3)
-        for _ in range(50):
-            for sample_idx in sampler.batch().view(3, 4):
+        for number in range(50):
+            for sample_idx in sampler.batch(number).view(3, 4):
                 cameras = self.CAMERAS[sample_idx]
                 if self.LABELS[sample_idx[0]] == 1:
                     assert (cameras == 4).all(), "a cluster with one camera has no other"
@@ -150,8 +150,8 @@ class TestSampler:
 
     def test_samples_repeat_only_if_there_are_too_few(self):
         sampler = self.sampler(num_classes=3)
-        for _ in range(50):
-            for sample_idx in sampler.batch().view(3, 4):
+        for number in range(50):
+            for sample_idx in sampler.batch(number).view(3, 4):
                 anchor, others = sample_idx[0], sample_idx[1:]
                 labels, cameras = self.LABELS, self.CAMERAS
                 elsewhere = (labels == labels[anchor]) & (cameras != cameras[anchor])
@@ -160,17 +160,22 @@ class TestSampler:
 
     def test_every_cluster_comes_up_equally_often(self):
         sampler = self.sampler(num_classes=1)
-        seen = torch.stack([self.LABELS[sampler.batch()[0]] for _ in range(300)]).bincount()
+        seen = torch.stack([self.LABELS[sampler.batch(number)[0]] for number in range(300)]).bincount()
         assert seen.tolist() == [100, 100, 100]
 
+    def test_a_batch_depends_on_its_number_and_the_seed_alone(self):
+        forwards = [self.sampler().batch(number) for number in range(9)]
+        sampler = self.sampler()
+        backwards = [sampler.batch(number) for number in reversed(range(9))]
+        assert all(torch.equal(a, b) for a, b in zip(forwards, reversed(backwards), strict=True))
+        assert any(not torch.equal(a, self.sampler(seed=1).batch(i)) for i, a in enumerate(forwards))
+
     def test_fewer_clusters_than_p_make_a_smaller_batch(self):
-        assert len(self.sampler(num_classes=8).batch()) == 3 * 4
+        assert len(self.sampler(num_classes=8).batch(0)) == 3 * 4
 
     def test_no_cluster_at_all_is_an_error(self):
         with pytest.raises(ValueError, match="labels must hold a cluster, got outliers only"):
-            CameraCrossingSampler(
-                torch.full((5,), NOISE), torch.zeros(5), num_classes=1, num_samples=1, generator=torch.Generator()
-            )
+            CameraCrossingSampler(torch.full((5,), NOISE), torch.zeros(5), num_classes=1, num_samples=1, seed=0)
 
     @pytest.mark.parametrize(("name", "value"), [("num_classes", 0), ("num_samples", 0)])
     def test_bad_sizes_are_named(self, name, value):

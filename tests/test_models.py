@@ -73,7 +73,7 @@ def test_gem_is_the_mean_for_p_1_and_nearly_the_maximum_for_a_large_p():
     maps = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) + 0.1
     torch.testing.assert_close(GeMPool(p=1.0)(maps), maps.mean((2, 3)))
     torch.testing.assert_close(GeMPool(p=200.0)(maps.double()), maps.double().amax((2, 3)), rtol=0.02, atol=0)
-    cells = GeMPool(p=1.0, grid=2)(maps).view(2, 3, 2, 2)
+    cells = GeMPool(p=1.0, grid=(2, 2))(maps).view(2, 3, 2, 2)
     torch.testing.assert_close(cells[:, :, 0, 1], maps[:, :, :2, 2:].mean((2, 3)))
 
 

@@ -25,11 +25,32 @@ def test_a_constant_schedule_never_moves():
     assert {Schedule("constant", 0.6, 0.1)(epoch, 9) for epoch in range(10)} == {0.6}
 
 
+def test_a_schedule_with_a_larger_end_grows():
+    values = [Schedule("geometric", 6, 18)(epoch, 10) for epoch in range(11)]
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(18)
+
+
+def test_two_phases_meet_in_the_middle_and_end_at_the_end():
+    schedule = Schedule("two_phase", 0.6, 0.5, middle=0.4, interval=10)
+    assert [schedule(epoch, 50) for epoch in (0, 5, 10, 30, 50)] == pytest.approx([0.6, 0.5, 0.4, 0.45, 0.5])
+    assert schedule(3, 5) == pytest.approx(0.54), "a stage shorter than the first phase stays in it"
+
+
+def test_steps_are_a_tenth_each_as_published():
+    schedule = Schedule("step", 3.5e-4, 3.5e-6, interval=20)
+    rates = [schedule(epoch, 50) for epoch in range(50)]
+    assert rates == pytest.approx([3.5e-4] * 20 + [3.5e-5] * 20 + [3.5e-6] * 10)
+    assert Schedule("step", 1.0, 0.1, interval=20)(4, 5) == 1.0, "no jump fits"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Schedule("cosine", 1, 2), "kind must be one of constant, linear, geometric, got 'cosine'"),
+        (lambda: Schedule("cosine", 1, 2), "kind must be one of constant, .*, step, got 'cosine'"),
         (lambda: Schedule("geometric", 0, 2), "needs positive ends, got 0 and 2"),
+        (lambda: Schedule("step", 1, 0), "needs positive ends, got 1 and 0"),
+        (lambda: Schedule("step", 1, 2, interval=0), "interval must be at least 1 epoch, got 0"),
         (lambda: Schedule("linear", 0, 2)(6, 5), r"epoch must be in \[0, num_epochs\], got 6 with num_epochs=5"),
         (lambda: Schedule("linear", 0, 2)(0, 0), "got 0 with num_epochs=0"),
     ],

@@ -1,4 +1,4 @@
-"""The training loop: it never sees an identity, repeats bit for bit, and says what it cannot do."""
+"""The training loop: it never sees an identity, repeats and continues bit for bit, and says what it cannot do."""
 
 import inspect
 from dataclasses import replace
@@ -9,11 +9,16 @@ import torch
 from dmic.constants import INFRARED, NOISE, VISIBLE
 from dmic.data import Gallery, LabeledGallery, landsat_galleries
 from dmic.data.augment import plain_view, toned_view
-from dmic.evaluate import cross_modality_metrics
+from dmic.data.cross_modality import cross_modality_protocols
+from dmic.evaluate import evaluate_protocol
 from dmic.models import embed, small_two_stream
-from dmic.train import describe_labels, refresh_labels, train
+from dmic.run import pack_state, unpack_state
+from dmic.train import Batches, Hooks, Objective, Stage, TrainingState, describe_labels, refresh_labels, train
 
-CLUSTERING = {"k1": 6, "k2": 3, "eps": 0.7, "min_samples": 2}
+CLUSTERING = {"k1": 6, "k2": 3, "eps": 0.7, "min_samples": 2, "expansion": "mie"}
+VIEWS = {VISIBLE: (plain_view, toned_view), INFRARED: (plain_view,)}
+STAGE_1 = {"cluster_visible", "cluster_infrared", "instance_visible", "instance_infrared"}
+JOINT = {"shared_visible", "shared_infrared", "instance_shared_visible", "instance_shared_infrared"}
 
 
 @pytest.fixture(scope="module")
@@ -21,27 +26,25 @@ def galleries():
     return landsat_galleries(num_crops=1)
 
 
-def short_training(gallery, *, seed=0, num_epochs=2, clustering=CLUSTERING, **callbacks):
-    network = small_two_stream(width=4, embedding_dim=16, seed=seed)
-    train(
-        network,
-        gallery,
-        num_epochs=num_epochs,
-        num_iterations=3,
-        per_modality=lambda epoch: clustering,
-        joint=lambda epoch: clustering if epoch else None,
-        invariant=True,
-        views={VISIBLE: (plain_view, toned_view), INFRARED: (plain_view,)},
-        num_classes=4,
-        num_samples=3,
-        temperature=0.05,
-        momentum=0.0,
-        learning_rate=lambda epoch: 1e-3,
-        weight_decay=5e-4,
-        seed=seed,
-        **callbacks,
-    )
-    return network.state_dict()
+def stages(clustering=CLUSTERING, num_epochs=(1, 1), **objective):
+    return [
+        Stage(
+            n,
+            lambda epoch: clustering,
+            lambda epoch: clustering,
+            lambda epoch: 1e-3,
+            Objective(joint=joint, **objective),
+        )
+        for n, joint in zip(num_epochs, ("none", "separate"), strict=True)
+        if n
+    ]
+
+
+def short_training(gallery, *, seed=0, plan=None, state=None, batches=None, **hooks):
+    state = state or TrainingState(small_two_stream(width=4, embedding_dim=16, seed=seed))
+    batches = batches or Batches(num_iterations=3, num_classes=4, num_samples=3, views=VIEWS)
+    train(state, gallery, plan or stages(), batches, weight_decay=5e-4, warmup=3, seed=seed, hooks=Hooks(**hooks))
+    return state.network.state_dict()
 
 
 def assert_same_weights(first, second):
@@ -51,18 +54,22 @@ def assert_same_weights(first, second):
 
 def test_shuffled_identities_change_the_metrics_and_nothing_else(galleries):
     labeled, _ = galleries
-    generator = torch.Generator().manual_seed(0)
-    shuffled = replace(
-        labeled, person_ids=labeled.person_ids[torch.randperm(len(labeled.person_ids), generator=generator)]
-    )
+    order = torch.randperm(len(labeled.person_ids), generator=torch.Generator().manual_seed(0))
+    shuffled = replace(labeled, person_ids=labeled.person_ids[order])
     runs = []
     for known in (labeled, shuffled):
         labels, scores = [], []
+        network = small_two_stream(width=4, embedding_dim=16)
+
+        def evaluate(epoch, network=network, known=known, scores=scores):
+            features = embed(network, known.unlabeled)
+            scores.append([evaluate_protocol(features, known, p).cmc for p in cross_modality_protocols(known)])
+            return {}
+
         weights = short_training(
             known.unlabeled,
-            evaluate=lambda network, known=known, scores=scores: (
-                scores.append(cross_modality_metrics(embed(network, known.unlabeled), known)) or {}
-            ),
+            state=TrainingState(network),
+            evaluate=evaluate,
             inspect=lambda found, labels=labels: labels.append(found) or {},
         )
         runs.append((weights, labels, scores))
@@ -88,12 +95,28 @@ def test_equal_seeds_give_equal_bits_and_other_seeds_others(galleries):
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
-def test_callbacks_only_look(galleries):
+def test_hooks_only_look(galleries):
     gallery = galleries[0].unlabeled
     watched = short_training(
-        gallery, evaluate=lambda network: {}, inspect=lambda labels: {}, log=lambda record: record.clear()
+        gallery, evaluate=lambda epoch: {"x": 1}, inspect=lambda labels: {"y": 2}, progress=lambda *_: None
     )
     assert_same_weights(short_training(gallery), watched)
+
+
+def test_a_state_that_was_saved_between_any_two_iterations_continues_bit_for_bit(galleries):
+    gallery = galleries[0].unlabeled
+    saved = []
+    plan = stages(num_epochs=(1, 2))
+
+    def keep(state):
+        tensors, packed = pack_state(state)
+        saved.append(({name: tensor.clone() for name, tensor in tensors.items()}, packed))
+
+    whole = short_training(gallery, plan=plan, after_iteration=keep, after_epoch=keep)
+    assert len(saved) == 3 * 3 + 3
+    for tensors, packed in saved:
+        state = unpack_state(small_two_stream(width=4, embedding_dim=16, seed=99), tensors, packed)
+        assert_same_weights(whole, short_training(gallery, plan=plan, state=state))
 
 
 def test_every_epoch_is_logged_with_clusters_losses_and_seconds(galleries):
@@ -101,43 +124,152 @@ def test_every_epoch_is_logged_with_clusters_losses_and_seconds(galleries):
     short_training(galleries[0].unlabeled, log=records.append)
     assert [record["epoch"] for record in records] == [0, 1, 2]
     first, second = records[1:]
-    assert set(first["loss"]) == {"cluster_visible", "cluster_infrared"}
-    assert set(second["loss"]) == {"cluster_visible", "cluster_infrared", "shared_visible", "shared_infrared"}
+    assert (first["stage"], second["stage"]) == (1, 2)
+    assert set(first["loss"]) == STAGE_1
+    assert set(second["loss"]) == STAGE_1 | JOINT
     assert set(second["seconds"]) == {"embed", "cluster", "train", "evaluate"}
     assert second["shared"]["clusters"] > 0
+    assert first["shared"]["clusters"] == 0
+    assert second["peak_bytes"] > 10**7
+
+
+def test_instance_memories_are_an_option(galleries):
+    records = []
+    short_training(galleries[0].unlabeled, plan=stages(instances=False), log=records.append)
+    assert not any(name.startswith("instance") for record in records[1:] for name in record["loss"])
+
+
+def test_a_combined_step_sees_the_same_losses_but_trains_otherwise(galleries):
+    gallery = galleries[0].unlabeled
+    weights, losses = [], []
+    for joint in ("separate", "combined"):
+        records = []
+        plan = [replace(stages()[1], objective=Objective(joint=joint))]
+        weights.append(short_training(gallery, plan=plan, log=records.append))
+        losses.append(set(records[-1]["loss"]))
+    assert losses == [STAGE_1 | JOINT] * 2
+    assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_accumulated_batches_make_one_step(galleries):
+    steps = []
+    network = small_two_stream(width=4, embedding_dim=16)
+    state = TrainingState(network)
+    batches = Batches(num_iterations=3, num_classes=4, num_samples=3, views=VIEWS, accumulate=2)
+    short_training(
+        galleries[0].unlabeled,
+        state=state,
+        plan=stages(num_epochs=(1, 0)),
+        batches=batches,
+        after_iteration=lambda state: steps.append(next(iter(state.optimizer.state.values()))["step"].item()),
+    )
+    assert steps == [1, 2, 3]
+
+
+def test_only_mixed_clusters_train_the_joint_step_if_asked_for(galleries):
+    gallery = galleries[0].unlabeled
+    found = []
+    records = []
+    short_training(
+        gallery, plan=stages(mixed_only=True)[1:], inspect=lambda labels: found.append(labels) or {}, log=records.append
+    )
+    if records[-1]["shared"]["mixed_share"] == 0:
+        assert set(records[-1]["skipped"]) >= JOINT
+    else:
+        assert set(records[-1]["loss"]) >= JOINT
 
 
 def test_an_epoch_of_outliers_stops_with_what_to_change(galleries):
-    alone = {"k1": 2, "k2": 1, "eps": 0.0, "min_samples": 50}
-    with pytest.raises(
-        ValueError, match=r"^train: epoch 1 has no cluster to train on.*raise eps or lower min_samples$"
-    ):
-        short_training(galleries[0].unlabeled, clustering=alone)
+    alone = {**CLUSTERING, "k1": 2, "k2": 1, "eps": 0.0, "min_samples": 50}
+    with pytest.raises(ValueError, match=r"^train: epoch 1 has nothing to train on.*raise eps or lower min_samples$"):
+        short_training(galleries[0].unlabeled, plan=stages(alone, instances=False))
+
+
+def two_kinds(n, infrared):
+    """Images of two looks, of which the last `infrared` are infrared."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 1, 20, 20), generator=generator).to(torch.uint8)
+    return Gallery(images, torch.arange(n) % 3, (torch.arange(n) >= n - infrared).long())
 
 
 def test_a_modality_without_clusters_is_skipped_and_named():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (27, 1, 20, 20), generator=generator).to(torch.uint8)
-    modality_ids = (torch.arange(27) >= 24).long()  # three infrared samples cannot make a core of four
-    gallery = Gallery(images, torch.arange(27) % 3, modality_ids)
     records = []
-    clustering = {"k1": 3, "k2": 1, "eps": 1.0, "min_samples": 4}
-    short_training(gallery, num_epochs=1, clustering=clustering, log=records.append)
+    clustering = {**CLUSTERING, "k1": 4, "k2": 1, "eps": 0.9, "min_samples": 4}
+    # three infrared samples cannot make a core of four
+    short_training(two_kinds(43, 3), plan=stages(clustering, (1, 0)), log=records.append)
+    assert {"cluster_infrared", "instance_infrared"} <= set(records[1]["skipped"])
+    assert set(records[1]["loss"]) == {"cluster_visible", "instance_visible"}
+
+
+def test_a_single_cluster_teaches_nothing_and_is_named():
+    clustering = {**CLUSTERING, "k1": 40, "k2": 1, "eps": 1.0, "min_samples": 2}
+    with pytest.raises(ValueError, match="no clustering found two classes"):
+        short_training(two_kinds(43, 3), plan=stages(clustering, (1, 0)))
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_is_named(galleries):
+    state = TrainingState(small_two_stream(width=4, embedding_dim=16))
+
+    def broken(images, generator):
+        return images.float() * float("nan")
+
+    batches = Batches(3, 4, 3, {VISIBLE: (broken,), INFRARED: (plain_view,)})
+    with pytest.raises(
+        ValueError, match=r"^train: cluster_visible is nan in epoch 1, iteration 1; lower the learning rate"
+    ):
+        short_training(galleries[0].unlabeled, state=state, batches=batches)
+    assert all(parameter.isfinite().all() for parameter in state.network.parameters())
+
+
+def test_a_gallery_without_images_is_an_error():
+    with pytest.raises(ValueError, match=r"^train: gallery must hold images, got none"):
+        short_training(Gallery(torch.zeros(0, 1, 2, 2, dtype=torch.uint8), torch.arange(0), torch.arange(0)))
+
+
+def test_a_gallery_of_one_modality_trains(galleries):
+    labeled = galleries[0].unlabeled
+    only = labeled.modality_ids == VISIBLE
+    gallery = Gallery(labeled.images[only], labeled.camera_ids[only], labeled.modality_ids[only])
+    records = []
+    short_training(gallery, log=records.append)
     assert "cluster_infrared" in records[1]["skipped"]
-    assert list(records[1]["loss"]) == ["cluster_visible"]
+    assert set(records[2]["loss"]) >= {"cluster_visible", "shared_visible"}
 
 
 def test_modalities_are_clustered_alone_and_together():
     features = torch.eye(3).repeat_interleave(6, 0) + 0.01 * torch.arange(18)[:, None] / 18
     modality_ids = torch.arange(18) % 2
     gallery = Gallery(torch.zeros(18, 1, 2, 2, dtype=torch.uint8), torch.arange(18) % 3, modality_ids)
-    settings = {"k1": 3, "k2": 2, "eps": 0.9, "min_samples": 2}
-    labels = refresh_labels(features, gallery, settings, settings, invariant=True)
+    settings = {"k1": 3, "k2": 2, "eps": 0.9, "min_samples": 2, "expansion": "mie"}
+    alone, both = stages(settings)
+    labels = refresh_labels(features, gallery, both, 0)
     assert (labels.visible[modality_ids == INFRARED] == NOISE).all()
     assert (labels.infrared[modality_ids == VISIBLE] == NOISE).all()
     assert labels.shared.max() == 2
     record = describe_labels(labels, gallery)
     assert record["shared"] == {"clusters": 3, "outliers": 0, "cameras_per_cluster": 3.0, "mixed_share": 1.0}
-    without = refresh_labels(features, gallery, settings, None, invariant=False)
+    without = refresh_labels(features, gallery, alone, 0)
     assert (without.shared == NOISE).all()
     assert describe_labels(without, gallery)["shared"]["mixed_share"] is None
+
+
+@pytest.mark.parametrize(
+    ("expansion", "ids"),
+    [
+        ("plain", set()),
+        ("camera", {"camera_ids"}),
+        ("modality", {"modality_ids"}),
+        ("mie", {"camera_ids", "modality_ids"}),
+    ],
+)
+def test_an_expansion_balances_the_ids_of_its_name(expansion, ids, monkeypatch):
+    given = {}
+
+    def record_arguments(features, **arguments):
+        given.update(arguments)
+        return type("Found", (), {"labels": torch.zeros(len(features), dtype=torch.int64)})
+
+    monkeypatch.setattr("dmic.train.pseudo_labels", record_arguments)
+    gallery = two_kinds(12, 4)
+    refresh_labels(torch.randn(12, 4), gallery, stages({**CLUSTERING, "expansion": expansion})[1], 0)
+    assert {name for name in given if name.endswith("_ids")} == ids

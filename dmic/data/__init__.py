@@ -4,7 +4,8 @@ from .check import check_dataset
 from .gallery import Dataset, Gallery, Images, LabeledGallery
 from .image_files import ImageFiles
 from .kinds import detect_dataset, open_dataset
-from .landsat import landsat_bands, landsat_galleries
+from .landsat import landsat_bands, landsat_dataset, landsat_galleries
+from .listing import samples_in_folder, samples_in_manifest
 from .llcm import read_llcm
 from .manifest import read_manifest
 from .protocol import Protocol, Trial
@@ -28,10 +29,13 @@ __all__ = [
     "check_dataset",
     "detect_dataset",
     "landsat_bands",
+    "landsat_dataset",
     "landsat_galleries",
     "open_dataset",
     "read_llcm",
     "read_manifest",
     "read_regdb",
     "read_sysu_mm01",
+    "samples_in_folder",
+    "samples_in_manifest",
 ]

@@ -12,7 +12,8 @@ from importlib.resources import files
 import numpy as np
 import torch
 
-from .gallery import Gallery, LabeledGallery
+from .cross_modality import cross_modality_protocols
+from .gallery import Dataset, Gallery, LabeledGallery
 
 TILE = 24  # pixels; 14 x 14 tiles in the scene
 CROP = 22  # pixels: 3 x 3 possible shifts
@@ -44,7 +45,7 @@ def textured_places(bands: np.ndarray) -> np.ndarray:
 
 
 def landsat_galleries(
-    *, num_crops: int = 6, train_share: float = 2 / 3, seed: int = 0
+    *, num_crops: int = 6, train_share: float = 2 / 3, validation: bool = False, seed: int = 0
 ) -> tuple[LabeledGallery, LabeledGallery]:
     """Training places and unseen test places of the embedded scene.
 
@@ -53,6 +54,7 @@ def landsat_galleries(
     Args:
         num_crops: crops of a place per sensor band.
         train_share: share of the places that are for training, in (0, 1).
+        validation: leave the test places out, and split the training places once more by the same share.
         seed: of the split, the crops, their gain and noise, and the order.
 
     Returns:
@@ -66,11 +68,21 @@ def landsat_galleries(
     bands, modality, _ = landsat_bands()
     rng = np.random.default_rng(seed)
     places = rng.permutation(textured_places(bands))
-    num_train = round(len(places) * train_share)
-    if not 0 < num_train < len(places):
-        raise ValueError(f"landsat_galleries: train_share must leave places on both sides, got {train_share}")
-    train, test = places[:num_train], places[num_train:]
-    return _crop_places(bands, modality, train, num_crops, rng), _crop_places(bands, modality, test, num_crops, rng)
+    for _ in range(1 + validation):
+        num_train = round(len(places) * train_share)
+        if not 0 < num_train < len(places):
+            raise ValueError(f"landsat_galleries: train_share must leave places on both sides, got {train_share}")
+        places, test = places[:num_train], places[num_train:]
+    return _crop_places(bands, modality, places, num_crops, rng), _crop_places(bands, modality, test, num_crops, rng)
+
+
+def landsat_dataset(
+    *, num_crops: int = 6, train_share: float = 2 / 3, validation: bool = False, seed: int = 0
+) -> Dataset:
+    """`landsat_galleries` as a data set that is scored across modalities, in both directions."""
+    train, test = landsat_galleries(num_crops=num_crops, train_share=train_share, validation=validation, seed=seed)
+    name = "Landsat places, validation split" if validation else "Landsat places"
+    return Dataset(name, train.unlabeled, train.person_ids, test, cross_modality_protocols(test))
 
 
 def _crop_places(

@@ -1,4 +1,4 @@
-"""How a data set is evaluated: which images are queries, which gallery each of them searches, and what does not count."""
+"""How a data set is evaluated: which images are queries, which gallery each searches, and what does not count."""
 
 from __future__ import annotations
 

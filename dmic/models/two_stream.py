@@ -34,13 +34,14 @@ class Standardize(nn.Module):
 
 
 class GeMPool(nn.Module):
-    """Generalised mean over each cell of a grid x grid partition: mean(x**p) ** (1 / p), p learned.
+    """Generalised mean over each cell of a partition of the image: mean(x**p) ** (1 / p), p learned.
 
-    [n, C, H, W] to [n, C * grid * grid]. A grid of 1 pools the whole image (Radenovic et al., TPAMI 2019). Works and
-    answers in float32 at least, also under autocast: the 8 bits of a bfloat16 are too few for a power and its root.
+    [n, C, H, W] to [n, C * rows * columns] for a grid of rows x columns. A grid of (1, 1) pools the whole image
+    (Radenovic et al., TPAMI 2019). Works and answers in float32 at least, also under autocast: the 8 bits of a bfloat16
+    are too few for a power and its root.
     """
 
-    def __init__(self, p: float = 3.0, grid: int = 1, floor: float = 1e-6):
+    def __init__(self, p: float = 3.0, grid: tuple[int, int] = (1, 1), floor: float = 1e-6):
         super().__init__()
         self.p = nn.Parameter(torch.tensor(p))
         self.grid = grid
@@ -91,7 +92,7 @@ def embed(
     *,
     sample_idx: torch.Tensor | None = None,
     batch_size: int = EMBED_BATCH,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> torch.Tensor:
     """Features float32 [n, d]: the mean of the L2-normalised embeddings of an image and of its mirror image.
@@ -104,7 +105,7 @@ def embed(
         gallery: its images, one modality after the other.
         sample_idx: int64 [n], the samples to embed, in the order of the features; all of them if None.
         batch_size: images at once, and as many mirror images; bounds memory, changes no result beyond rounding.
-        device: of the features.
+        device: of the features; where the parameters are if None.
         progress: called as progress("embed", done, total) after each batch, from the calling thread.
 
     Raises:
@@ -128,6 +129,7 @@ def embed(
             yield gallery.images[sample_idx[batch]]
 
     where = next(network.parameters()).device
+    device = where if device is None else device
     features = torch.empty(len(sample_idx), network.neck.num_features, device=device)
     was_training = network.training
     network.eval()
@@ -159,22 +161,31 @@ def _check_sample_idx(sample_idx: torch.Tensor, num_samples: int) -> None:
             raise ValueError(f"embed: sample_idx must be in [0, N), got {int(bound)} with N={num_samples}")
 
 
-def small_two_stream(*, width: int = 24, grid: int = 1, embedding_dim: int = 128, seed: int = 0) -> TwoStreamNetwork:
-    """A network of seven layers from random weights, for single-band crops of about 20 x 20 pixels.
+def small_two_stream(
+    *,
+    num_channels: int = 1,
+    width: int = 24,
+    grid: tuple[int, int] = (1, 1),
+    embedding_dim: int = 128,
+    seed: int = 0,
+) -> TwoStreamNetwork:
+    """A network of seven layers from random weights, for small images on a CPU.
 
     The stems differ from the start, each with its own random weights. They keep only the magnitude of their responses:
     an edge between two surfaces is in the same place in visible and infrared light, but which side is brighter often
     differs, so signed responses would tie the modalities together the wrong way round as easily.
 
     Args:
+        num_channels: of the images.
         width: channels of the stems; the trunk has up to 4 times as many.
-        grid: cells a side that the pool keeps.
+        grid: rows and columns of cells that the pool keeps.
         embedding_dim: d.
         seed: of the weights; the global random state is left alone.
     """
+    rows, columns = grid
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        stems = [nn.Sequential(Standardize(), _edges(1, width)) for _ in range(2)]
+        stems = [nn.Sequential(Standardize(), _edges(num_channels, width)) for _ in range(2)]
         trunk = nn.Sequential(
             _block(width, width),
             _block(width, 2 * width, stride=2),
@@ -182,7 +193,7 @@ def small_two_stream(*, width: int = 24, grid: int = 1, embedding_dim: int = 128
             _block(2 * width, 4 * width, stride=2),
             _block(4 * width, 4 * width),
         )
-        head = nn.Sequential(GeMPool(grid=grid), nn.Linear(4 * width * grid**2, embedding_dim))
+        head = nn.Sequential(GeMPool(grid=grid), nn.Linear(4 * width * rows * columns, embedding_dim))
         network = TwoStreamNetwork(stems, trunk, head, embedding_dim)
     return network.to(memory_format=torch.channels_last)  # the faster layout for convolutions on CPUs
 

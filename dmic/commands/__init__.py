@@ -1,0 +1,1 @@
+"""The commands of `dmic`: one module each with `add_arguments(parser)` and `run(options)`, loaded when asked for."""

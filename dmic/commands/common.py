@@ -1,0 +1,65 @@
+"""Options and progress that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from rich.console import Console
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """`--set section.key=value`, as often as needed."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting; may be repeated"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--device`."""
+    parser.add_argument(
+        "--device", default="auto", metavar="DEVICE", help="cpu, cuda or cuda:1 (default: a GPU if there is one)"
+    )
+
+
+def device(name: str) -> str:
+    """The device that `--device` means; ValueError if it is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {name!r}") from None
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(
+            f"--device {name}: there {'is' if found == 1 else 'are'} {found} GPU(s); `dmic doctor` says more"
+        )
+    return name
+
+
+@contextmanager
+def phases(console: Console) -> Iterator[Callable[[str, int, int], None] | None]:
+    """One bar that shows the phase at work and vanishes; None where there is no terminal."""
+    if not console.is_terminal:
+        with nullcontext():
+            yield None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: tuple[Any, ...] = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+        task = bars.add_task("", total=None)
+        now = ""
+
+        def update(phase: str, done: int, total: int) -> None:
+            nonlocal now
+            if phase != now:
+                now = phase
+                bars.reset(task, description=phase, total=total)
+            bars.update(task, completed=done, total=total)
+
+        yield update

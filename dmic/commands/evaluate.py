@@ -1,0 +1,48 @@
+"""`dmic evaluate`: score a trained network by the protocols of a data set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ..checkpoint import atomic_write
+from ..report import protocol_table
+from ..run import build_dataset, embed_test, load_run, score
+from . import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `dmic evaluate`."""
+    parser.description = (
+        "Embed the test images with the network of RUN and score them by every protocol of the data set."
+    )
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the folder of a finished `dmic train`")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="where the data set is now (data.root)")
+    parser.add_argument("--rerank", action="store_true", help="also with k-reciprocal re-ranking, reported separately")
+    parser.add_argument("-o", "--out", type=Path, metavar="OUT.json", help="default: evaluation.json in RUN")
+    common.add_settings(parser)
+    common.add_device(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, print the table, and write the record of every protocol."""
+    config, network = load_run(options.run_folder, tuple(options.set))
+    if options.data is not None:
+        config = replace(config, data=replace(config.data, root=str(options.data)))
+    dataset = build_dataset(config)
+    if dataset.test is None:
+        raise ValueError(f"{dataset.name} has no test images with identities, so nothing can be scored")
+    console = Console(highlight=False)
+    with common.phases(console) as progress:
+        features = embed_test(network.to(common.device(options.device)), dataset, progress)
+        results = score(features, dataset, rerank=options.rerank)
+    console.print(protocol_table({"": results}))
+    out = options.out or options.run_folder / "evaluation.json"
+    with atomic_write(out) as file:
+        file.write((json.dumps([result.as_record() for result in results], indent=1) + "\n").encode())
+    console.print(f"wrote {out}", soft_wrap=True)
+    return 0

@@ -1,0 +1,93 @@
+"""`dmic train`: a recipe or a configuration, from images without identities to a network."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from ..config import Config, load_config, read_toml, recipes
+from ..evaluate import ProtocolResult
+from ..report import EpochLines, protocol_table
+from ..run import CHECKPOINT, CONFIG, METRICS, WEIGHTS, Interrupted, RunFolder, run_training
+from . import common
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `dmic train`."""
+    parser.description = "Train on images without identities, and score the network where a test set has them."
+    parser.add_argument(
+        "recipe", nargs="?", metavar="RECIPE", help=f"{', '.join(sorted(recipes()))}, or a TOML file of your own"
+    )
+    parser.add_argument("--data", type=Path, metavar="PATH", help="the data set's folder, or a manifest (data.root)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out; RECIPE may be left out")
+    common.add_settings(parser)
+    common.add_device(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, and print every epoch; what it leaves behind is in the run's folder."""
+    folder, config = resolve(options)
+    console = Console(highlight=False)
+    train_in(folder, config, console, resume=options.resume, device=common.device(options.device))
+    return 0
+
+
+def resolve(options: argparse.Namespace) -> tuple[RunFolder, Config]:
+    """The run's folder, and the configuration that the options ask for."""
+    if options.recipe is None and not (options.resume and options.out):
+        raise ValueError(f"name a RECIPE ({', '.join(sorted(recipes()))}) or a TOML file, or --resume with --out DIR")
+    out = options.out or Path("runs") / Path(options.recipe).stem
+    if options.recipe is not None:
+        config = load_config(options.recipe, options.set)
+    elif (out / CONFIG).exists():
+        config = load_config(str(out / CONFIG), options.set)
+    else:
+        raise ValueError(f"{out}: there is no run to resume, {CONFIG} is missing")
+    root = options.data
+    if root is None and options.resume and not config.data.root and (out / CONFIG).exists():
+        root = read_toml(out / CONFIG).data.root
+    if root is not None:
+        config = replace(config, data=replace(config.data, root=str(root)))
+    return RunFolder(out), config
+
+
+def train_in(folder: RunFolder, config: Config, console: Console, *, resume: bool, device: str):
+    """`run_training` with a line for every epoch, a table of scores, and the names of what was written.
+
+    Returns:
+        The network and the data set.
+    """
+    lines = EpochLines(console)
+    try:
+        with common.phases(console) as progress:
+            network, dataset = run_training(
+                config, folder, resume=resume, device=device, report=lines.show, progress=progress
+            )
+    except Interrupted:
+        raise Interrupted(f"continue with: dmic train --resume --out {folder.path}") from None
+    records = folder.records()
+    scored = [record for record in records if record.get("retrieval")]
+    moments = (
+        {
+            name: [ProtocolResult.from_record(result) for result in record["retrieval"]]
+            for name, record in (("before", scored[0]), ("after", scored[-1]))
+        }
+        if scored
+        else {}
+    )
+    console.print()
+    if moments:
+        console.print(protocol_table(moments))
+        console.print("Scores are of the last epoch, not of the best one.")
+    for name, what in (
+        (METRICS, "one record per epoch"),
+        (CONFIG, "every setting; `dmic train` with it repeats the run"),
+        (WEIGHTS, "the trained network, for `dmic evaluate` and `dmic embed`"),
+        (CHECKPOINT, "its last state, optimiser and memories included"),
+    ):
+        console.print(f"wrote {folder / name}  [dim]{what}[/dim]", soft_wrap=True)
+    return network, dataset

@@ -1,0 +1,220 @@
+"""`dmic train`, `evaluate`, `embed`, `data` and `demo` as a user calls them: what they print and leave behind."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dmic import cli
+from dmic.config import read_toml
+from dmic.data.pedestrians import write_pedestrians
+
+TINY = (
+    "data.height=32",
+    "data.width=16",
+    "network.width=4",
+    "network.embedding_dim=16",
+    "network.grid_height=2",
+    "stage1.num_epochs=1",
+    "stage2.num_epochs=1",
+    "train.num_iterations=2",
+    "train.num_classes=4",
+    *(f"stage{stage}.{kind}.{name}" for stage in (1, 2) for kind in ("per_modality", "joint") for name in (
+        "k1=6", "k2=3", "eps=0.5", "min_samples=2")),
+)  # fmt: skip
+
+
+def settings(*values):
+    return [part for value in values for part in ("--set", value)]
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pedestrians") / "tree"
+    write_pedestrians(root, num_identities=12, images_per_camera=2, num_test_identities=4, height=32, width=16)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tree, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "pedestrians"
+    arguments = ["train", "pedestrians", "--data", str(tree), "--out", str(folder), "--device", "cpu", *settings(*TINY)]
+    assert cli.main(arguments) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "run"
+    assert cli.main(["demo", "--quick", "--out", str(folder)]) == 0
+    return folder
+
+
+class TestTrain:
+    def test_it_leaves_configuration_build_metrics_checkpoint_and_weights(self, trained, tree):
+        names = {path.name for path in trained.iterdir() if path.is_file()}
+        assert names >= {"config.toml", "build.json", "metrics.jsonl", "checkpoint.safetensors", "weights.safetensors"}
+        records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+        assert [record["epoch"] for record in records] == [0, 1, 2]
+        assert read_toml(trained / "config.toml").data.root == str(tree)
+        assert json.loads((trained / "build.json").read_text())["torch"] == torch.__version__
+
+    def test_every_score_carries_the_name_of_its_protocol(self, trained):
+        record = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+        names = [result["protocol"] for result in record["retrieval"]]
+        assert len(names) == 4
+        assert all(name.startswith("SYSU-MM01, ") for name in names)
+        assert all(
+            0 <= result["cmc"]["1"]["mean"] <= result["cmc"]["20"]["mean"] <= 1 for result in record["retrieval"]
+        )
+
+    def test_an_epoch_says_what_the_clusters_are_worth_where_identities_are_known(self, trained):
+        record = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+        assert set(record["known"]["shared"]) == {"purity", "splits"}
+        assert record["peak_bytes"] > 10**7
+        assert set(record["seconds"]) == {"embed", "cluster", "train", "evaluate"}
+
+    def test_a_folder_that_holds_a_run_is_not_overwritten(self, trained, tree, run):
+        before = (trained / "weights.safetensors").read_bytes()
+        code, _, err = run("train", "pedestrians", "--data", tree, "--out", trained, *settings(*TINY))
+        assert code == 2
+        assert "holds a run already; continue it with --resume, or choose another --out" in err
+        assert (trained / "weights.safetensors").read_bytes() == before
+
+    def test_a_run_with_other_settings_is_refused_with_the_difference(self, trained, tree, run):
+        arguments = ("train", "pedestrians", "--data", tree, "--out", trained, "--resume")
+        code, _, err = run(*arguments, *settings(*TINY, "train.seed=5"))
+        assert code == 2
+        assert "holds a run with other settings (train.seed: 0 and 5)" in err
+
+    def test_a_finished_run_that_is_resumed_stays_as_it_is(self, trained, run):
+        before = (trained / "metrics.jsonl").read_text(), load_file(trained / "weights.safetensors")
+        assert run("train", "--out", trained, "--resume", "--device", "cpu")[0] == 0
+        assert (trained / "metrics.jsonl").read_text() == before[0]
+        after = load_file(trained / "weights.safetensors")
+        assert all(torch.equal(before[1][name], after[name]) for name in after)
+
+    def test_a_data_set_that_is_not_there_is_named_before_anything_is_written(self, run, tmp_path):
+        code, _, err = run("train", "sysu_mm01", "--data", tmp_path / "none", "--out", tmp_path / "run")
+        assert code == 2
+        assert str(tmp_path / "none") in err
+        assert not (tmp_path / "run").exists()
+        code, _, err = run("train", "sysu_mm01", "--out", tmp_path / "run")
+        assert "data.root must say where sysu_mm01 is; on the command line: --data PATH" in err
+
+    def test_a_missing_recipe_or_device_is_named(self, run, tmp_path):
+        assert "name a RECIPE" in run("train")[2]
+        code, _, err = run("train", "landsat", "--device", "tpu9", "--out", tmp_path / "run")
+        assert (code, "--device must be cpu, cuda or cuda:NUMBER, got 'tpu9'" in err) == (2, True)
+
+
+class TestEvaluate:
+    def test_it_repeats_the_scores_of_the_last_epoch(self, trained, run, tmp_path):
+        out = tmp_path / "evaluation.json"
+        code, printed, _ = run("evaluate", trained, "--device", "cpu", "-o", out)
+        assert code == 0
+        record = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
+        assert json.loads(out.read_text()) == record["retrieval"]
+        assert "SYSU-MM01" in printed
+
+    def test_re_ranking_is_reported_beside_the_plain_ranking(self, trained, run, tmp_path):
+        out = tmp_path / "evaluation.json"
+        assert run("evaluate", trained, "--rerank", "--device", "cpu", "-o", out)[0] == 0
+        names = [result["protocol"] for result in json.loads(out.read_text())]
+        assert len(names) == 8
+        assert sum("re-ranked, k1=20, k2=6, lambda=0.3" in name for name in names) == 4
+
+    def test_a_folder_without_a_finished_run_is_named(self, run, tmp_path):
+        code, _, err = run("evaluate", tmp_path)
+        assert (code, "not a finished run, config.toml is missing" in err) == (2, True)
+
+
+class TestEmbed:
+    def test_a_folder_becomes_features_that_can_be_clustered(self, trained, tree, run, tmp_path):
+        out = tmp_path / "features.npz"
+        code, _, err = run("embed", trained, tree / "cam1", "--modality", "visible", "-o", out, "--device", "cpu")
+        assert (code, err) == (0, "")
+        with np.load(out) as file:
+            assert file["features"].shape == (len(file["paths"]), 16)
+            assert file["features"].dtype == np.float32
+            assert set(file["modality_ids"].tolist()) == {0}
+            assert len(set(file["camera_ids"].tolist())) == len(list((tree / "cam1").iterdir()))
+        assert run("cluster", out, "--k1", "4", "--k2", "2", "-o", tmp_path / "labels.npz")[0] == 0
+
+    def test_a_manifest_says_the_modality_and_camera_of_every_image(self, trained, tree, run, tmp_path):
+        rows = [(path, "infrared" if camera == 3 else "visible", camera) for camera in (2, 3)
+                for path in sorted((tree / f"cam{camera}").rglob("*.jpg"))]  # fmt: skip
+        manifest = tmp_path / "own.csv"
+        with manifest.open("w", newline="") as file:
+            csv.writer(file).writerows([("path", "modality", "camera"), *rows])
+        out = tmp_path / "features.npz"
+        assert run("embed", trained, manifest, "-o", out, "--device", "cpu")[0] == 0
+        with np.load(out) as file:
+            assert file["modality_ids"].tolist() == [int(row[1] == "infrared") for row in rows]
+            assert file["camera_ids"].tolist() == [row[2] - 2 for row in rows]
+
+    def test_a_folder_without_a_modality_is_an_error(self, trained, tree, run, tmp_path):
+        code, _, err = run("embed", trained, tree / "cam1", "-o", tmp_path / "features.npz")
+        assert (code, "say with --modality what a folder holds: infrared, visible" in err) == (2, True)
+
+
+class TestData:
+    def test_a_tree_is_drawn_and_checked(self, run, tmp_path):
+        root = tmp_path / "tree"
+        options = ("--identities", 6, "--test-identities", 2, "--images", 1, "--height", 32, "--width", 16)
+        code, printed, _ = run("data", "pedestrians", root, *options)
+        assert (code, "images of synthetic pedestrians" in printed) == (0, True)
+        code, printed, _ = run("data", "check", root)
+        assert code == 0
+        assert "(sysu_mm01): 0 errors" in printed
+        next(root.glob("cam1/*/*.jpg")).write_bytes(b"not an image")
+        code, printed, _ = run("data", "check", root)
+        assert code == 1
+        assert "(sysu_mm01): 1 errors" in printed
+
+    def test_a_folder_of_nothing_known_is_an_error(self, run, tmp_path):
+        code, _, err = run("data", "check", tmp_path)
+        assert (code, "holds no known data set" in err) == (2, True)
+
+
+class TestDemo:
+    def test_it_leaves_what_training_leaves_and_a_picture(self, demo):
+        names = {path.name for path in demo.iterdir()}
+        assert names >= {"config.toml", "metrics.jsonl", "weights.safetensors", "retrieval.png"}
+        records = [json.loads(line) for line in (demo / "metrics.jsonl").read_text().splitlines()]
+        assert [record["epoch"] for record in records] == [0, 1, 2]
+        for record in records:
+            assert [result["protocol"] for result in record["retrieval"]] == [
+                "infrared to visible",
+                "visible to infrared",
+            ]
+            assert all(result["num_skipped"] == 0 for result in record["retrieval"])
+        assert 0 < records[-1]["known"]["visible"]["purity"] <= 1
+
+    def test_the_weights_are_finite(self, demo):
+        weights = load_file(demo / "weights.safetensors")
+        assert any(name.startswith("stems.1.") for name in weights)
+        assert all(torch.isfinite(tensor.float()).all() for tensor in weights.values())
+
+    def test_the_picture_is_a_picture(self, demo):
+        with Image.open(demo / "retrieval.png") as picture:
+            assert min(picture.size) > 400
+            assert len(picture.convert("RGB").getcolors(maxcolors=10**7)) > 100, "it must not be blank"
+
+    def test_its_configuration_repeats_the_run_bit_for_bit(self, demo, run, tmp_path):
+        assert run("train", demo / "config.toml", "--out", tmp_path / "again", "--device", "cpu")[0] == 0
+        first, again = (load_file(folder / "weights.safetensors") for folder in (demo, tmp_path / "again"))
+        assert all(torch.equal(first[name], again[name]) for name in first)
