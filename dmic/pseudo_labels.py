@@ -26,6 +26,7 @@ NOISE_EPS = 0.8  # the distance from which on pairs of unstructured features are
 PAIR_BYTES = 24  # one pair while it is found and laid out in both directions
 GPU_PAIR_BYTES = 44  # the same, and as sort keys before it is taken apart
 GPU_SCRATCH_BYTES = 300_000_000  # of the blocks of any kernel, at most
+OUT_OF_MEMORY = re.compile("out of memory|(not enough|can't allocate) memory")  # in an error of ours or of torch's
 ENTRY_BYTES = 8  # one stored entry of a Csr: int32 column, int32 or float32 value
 
 Progress = Callable[[str, int, int], None]
@@ -183,25 +184,22 @@ def pseudo_labels(
     min_samples = to_integer(min_samples, f"{name}: min_samples")
     if min_samples < 1:
         raise ValueError(f"{name}: min_samples must be at least 1, got {min_samples}")
-    inputs = check_inputs(name, features, camera_ids, modality_ids, neighbor_idx, encoding, distance, k1, k2)
+    with _explained_out_of_memory(name, None, k1, k2, eps):
+        inputs = check_inputs(name, features, camera_ids, modality_ids, neighbor_idx, encoding, distance, k1, k2)
     _check_memory(name, inputs, k1, k2, eps, max_memory)
     back = like(next(given for given in (features, _values(distance), _values(encoding)) if given is not None))
     del features, neighbor_idx, encoding, distance
 
     seconds: dict[str, float] = {}
-    num_redone = 0
     if inputs.num_samples == 0:
         labels, core_mask = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool)
-        labels, core_mask = labels.to(inputs.device), core_mask.to(inputs.device)
-    else:
-        device = inputs.device
-        with _explained_out_of_memory(name, inputs, k1, k2, eps):
-            distance, num_redone = sparse_distance(inputs, k1, k2, eps, progress, seconds, max_memory)
-            with _timed(seconds, "dbscan", device):
-                labels, core_mask = _ops().dbscan(distance, eps, min_samples, progress=progress)
-    num_clusters = int(labels.max()) + 1 if len(labels) else 0
-    num_outliers = int((labels == NOISE).sum())
-    return PseudoLabels(back(labels), back(core_mask), num_clusters, num_outliers, seconds, num_redone)
+        return PseudoLabels(back(labels.to(inputs.device)), back(core_mask.to(inputs.device)), 0, 0, seconds)
+    with _explained_out_of_memory(name, inputs, k1, k2, eps):
+        distance, num_redone = sparse_distance(inputs, k1, k2, eps, progress, seconds, max_memory)
+        with _timed(seconds, "dbscan", inputs.device):
+            labels, core_mask = _ops().dbscan(distance, eps, min_samples, progress=progress)
+        num_clusters, num_outliers = int(labels.max()) + 1, int((labels == NOISE).sum())
+        return PseudoLabels(back(labels), back(core_mask), num_clusters, num_outliers, seconds, num_redone)
 
 
 class JaccardDBSCAN:
@@ -452,14 +450,18 @@ def _check_memory(name: str, inputs: Inputs, k1: int, k2: int, eps: float, max_m
 
 
 @contextmanager
-def _explained_out_of_memory(name: str, inputs: Inputs, k1: int, k2: int, eps: float) -> Iterator[None]:
-    """Says how much memory is needed, and how much there is, where memory ran out."""
-    estimate, device = _estimate(inputs, k1, k2, eps), inputs.device
+def _explained_out_of_memory(name: str, inputs: Inputs | None, k1: int, k2: int, eps: float) -> Iterator[None]:
+    """Says how much memory is needed, and how much there is, where memory ran out; None: inputs are not known yet."""
+    needed = None if inputs is None else (_estimate(inputs, k1, k2, eps), inputs.device)
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search(r"out of memory|not enough memory", str(error)):
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
             raise
+        if needed is None:
+            kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else MemoryError
+            raise kind(f"{name}: out of memory; the arguments were being checked") from error
+        estimate, device = needed
         on_gpu = device.type == "cuda"
         kind = torch.OutOfMemoryError if on_gpu else MemoryError
         free = f", {format_bytes(torch.cuda.mem_get_info(device)[0])} are free on {device}" if on_gpu else ""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,10 @@ import torch
 
 import dmic
 from dmic import estimate_memory, ops, pseudo_labels
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "cuda_emulator"))
+
+import emulator_build as build
 
 ADVICE = "is needed beyond the features; lower k1=5, k2=2 or eps=0.6$"
 
@@ -45,6 +52,7 @@ print(dmic.pseudo_labels(features[:100], k1=3, k2=2).labels.shape)
         RuntimeError("out of memory for float32 [1, 2]"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GB"),
         RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12"),
     ],
 )
 def test_every_way_to_run_out_is_explained(monkeypatch, error):
@@ -55,6 +63,68 @@ def test_every_way_to_run_out_is_explained(monkeypatch, error):
     with pytest.raises(MemoryError, match=ADVICE) as caught:
         pseudo_labels(np.random.default_rng(0).random((20, 3)), k1=5, k2=2)
     assert caught.value.__cause__ is error
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict:
+    """What memory_checks.py writes after every allocation failed in turn, left nothing behind and changed no bit."""
+    build.build([build.library(), build.FAILING_MEMORY])
+    report = tmp_path_factory.mktemp("memory") / "report.json"
+    checks = build.HERE / "memory_checks.py"
+    done = subprocess.run(
+        [sys.executable, checks, report],
+        env=build.environment("plain") | {"LD_PRELOAD": str(build.FAILING_MEMORY)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(report.read_text())
+
+
+@pytest.mark.parametrize(("backend", "least"), [("cpu", 30), ("emulated", 80)])
+def test_whichever_allocation_fails_one_error_explains_it(found, backend, least):
+    failures = found["failures"][backend]
+    assert len(failures) > least, "allocations that were not watched"
+    explained = {
+        "the arguments were being checked",
+        r"about .* is needed beyond the features; lower k1=6, k2=3 or eps=0\.6",
+    }
+    start = "MemoryError: pseudo_labels: out of memory; "
+    seen = {next((x for x in explained if re.fullmatch(start + x, error)), error) for error in failures if error}
+    assert seen == explained
+    assert (None in failures) == (backend == "emulated"), "only scratch memory of kernels can be done without"
+
+
+SCRATCH = {"knn_graph": 1, "k_reciprocal_encoding": 1, "invariant_expansion": 1, "jaccard_distance": 3}
+
+
+@pytest.mark.parametrize(("op", "least"), SCRATCH.items())
+def test_scratch_memory_is_halved_down_to_one_row_and_no_bit_changes(found, op, least):
+    halvings = found["scratch"][op]["halvings"]
+    assert len(halvings) >= least
+    for halving in halvings:
+        error = re.fullmatch(
+            r"RuntimeError: out of memory for \w+ \[1, \d+\]: it takes at least (\d+) bytes", halving["error"]
+        )
+        assert error, halving
+        one_row = int(error[1])
+        rows = [size / one_row for size in halving["sizes"]]
+        assert rows[0] > 1
+        assert rows[-1] == 1
+        assert rows[1:] == [count // 2 for count in rows[:-1]]
+
+
+@pytest.mark.parametrize("op", SCRATCH)
+def test_the_kernels_name_the_array_that_cannot_be_allocated(found, op):
+    """Before torch 2.13 an error of its stable interface does not say why: arrays are allocated by a call that cannot
+    fail for another reason."""
+    errors = found["scratch"][op]["errors"]
+    ours = [error for error in errors if re.match(r"RuntimeError: out of memory for \w+ \[[\d, ]+\]$", error)]
+    assert len(ours) >= 9
+    for error in set(errors) - set(ours):
+        assert "can't allocate memory" in error
+        assert "API call failed" not in error or "amax" in error, "not the one value that amax returns"
 
 
 def test_other_errors_are_not_taken_for_it(monkeypatch):

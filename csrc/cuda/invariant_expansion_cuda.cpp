@@ -51,7 +51,7 @@ class Expander {
     check_not_negative_on_device("modality_ids", modality_ids_);
     if (k2_ == 1 || rows_ == 0) {
       progress.finish();  // outputs never alias inputs
-      return {torch::stable::clone(row_ptr_), torch::stable::clone(col_idx_), torch::stable::clone(values_)};
+      return {copy_of(row_ptr_), copy_of(col_idx_), copy_of(values_)};
     }
     check_neighbors_on_device(kOp, neighbor_idx_, k2_, stream_);
     weigh(progress);
@@ -125,12 +125,8 @@ CsrTensors invariant_expansion_cuda(const Tensor& row_ptr, const Tensor& col_idx
                                     const std::optional<Tensor>& modality_ids) {
   check_invariant_expansion_args(row_ptr, col_idx, values, neighbor_idx, k2, camera_ids, modality_ids);
   const CurrentDevice device(row_ptr);
-  const auto dense = [](const std::optional<Tensor>& ids) {
-    return ids ? std::optional<Tensor>(torch::stable::contiguous(*ids)) : std::nullopt;
-  };
-  return Expander({torch::stable::contiguous(row_ptr), torch::stable::contiguous(col_idx),
-                   torch::stable::contiguous(values)},
-                  torch::stable::contiguous(neighbor_idx), k2, dense(camera_ids), dense(modality_ids), device.stream())
+  return Expander({as_dense(row_ptr), as_dense(col_idx), as_dense(values)}, as_dense(neighbor_idx), k2,
+                  as_dense(camera_ids), as_dense(modality_ids), device.stream())
       .run();
 }
 

@@ -36,11 +36,6 @@ unsigned long long* counters_of(Tensor& tensor) {
 
 uint64_t* keys_of(Tensor& tensor) { return reinterpret_cast<uint64_t*>(tensor.mutable_data_ptr<int64_t>()); }
 
-Tensor new_zeros(const Tensor& like, int64_t count, ScalarType type) {
-  Tensor zeros = new_tensor(like, {count}, type);
-  return torch::stable::zero_(zeros);
-}
-
 struct Encoding {
   const Tensor &row_ptr, &col_idx, &values;
   int64_t rows, nnz;
@@ -58,7 +53,7 @@ void sort_segments(const int64_t* ptr, int64_t segments, Tensor& keys, void* str
 struct InvertedLists {
   InvertedLists(const Encoding& in, void* stream)
       : ptr(row_ptr_of(count_columns(in, stream))), entries(new_tensor(in.row_ptr, {in.nnz}, ScalarType::Long)) {
-    Tensor cursors = torch::stable::clone(ptr);
+    Tensor cursors = copy_of(ptr);
     check_launch(kOp, dmic_launch_jaccard_lists(in.ptr(), in.cols(), in.vals(), in.rows, counters_of(cursors),
                                                 keys_of(entries), stream));
     sort_segments(ptr.const_data_ptr<int64_t>(), in.rows, entries, stream);
@@ -76,16 +71,15 @@ struct InvertedLists {
 struct Pairs {  // of a chunk of rows, in no order
   Tensor partners, distances;  // int32 [P, 2] with i < j, float32 [P]
 
-  Pairs(const Tensor& like, int64_t capacity, int64_t least)
-      : partners(new_scratch(like, capacity, 2, ScalarType::Int, least)),
-        distances(new_tensor(like, {partners.size(0)}, ScalarType::Float)) {}
+  explicit Pairs(const Tensor& room)
+      : partners(room), distances(new_tensor(room, {room.size(0)}, ScalarType::Float)) {}
 
   int64_t size() const { return distances.size(0); }
 
   void shrink_to(int64_t count) {
     if (count == size()) return;
-    partners = torch::stable::clone(torch::stable::narrow(partners, 0, 0, count));
-    distances = torch::stable::clone(torch::stable::narrow(distances, 0, 0, count));
+    partners = copy_of(torch::stable::narrow(partners, 0, 0, count));
+    distances = copy_of(torch::stable::narrow(distances, 0, 0, count));
   }
 };
 
@@ -197,8 +191,8 @@ CsrTensors jaccard_distance_cuda(const Tensor& row_ptr_in, const Tensor& col_idx
                                  double max_distance, int64_t max_pairs) {
   check_jaccard_distance_args(row_ptr_in, col_idx_in, values_in, max_distance);
   const CurrentDevice device(row_ptr_in);
-  const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
-  const Tensor values = torch::stable::contiguous(values_in);
+  const Tensor row_ptr = as_dense(row_ptr_in), col_idx = as_dense(col_idx_in);
+  const Tensor values = as_dense(values_in);
   const Encoding in{row_ptr, col_idx, values, row_ptr.size(0) - 1, col_idx.size(0)};
   Progress progress(kOp, in.rows);
   check_encoding_on_device(kOp, row_ptr, col_idx, values, device.stream());
@@ -218,13 +212,13 @@ CsrTensors jaccard_distance_cuda(const Tensor& row_ptr_in, const Tensor& col_idx
       for (last = first + 1; last < most && ptr[last + 1] - ptr[first] <= kValuesPerChunk;) ++last;
       if (ptr[last] > ptr[first]) {
         join.plan(first, last, ptr[first], ptr[last] - ptr[first]);
-        Pairs pairs(row_ptr, pairs_per_row * (last - first), 1);
+        Pairs pairs(new_scratch(row_ptr, pairs_per_row * (last - first), 2, ScalarType::Int));
         const int64_t found = join.run(pairs);
         pairs_found += found;
         DMIC_CHECK(max_pairs < 0 || pairs_found <= max_pairs, kOp, ": more than max_pairs=", max_pairs,
                    " pairs are within max_distance=", max_distance, "; lower max_distance or allow more");
         if (found > pairs.size()) {
-          pairs = Pairs(row_ptr, found, found);
+          pairs = Pairs(new_tensor(row_ptr, {found, 2}, ScalarType::Int));
           join.run(pairs);
         }
         pairs_per_row = std::max(kPairsPerRow, 2 * found / (last - first));

@@ -116,7 +116,7 @@ CsrTensors k_reciprocal_encoding_cuda(const Tensor& features, const Tensor& neig
     return {full_int64(features, 1, 0), new_tensor(features, {0}, ScalarType::Int),
             new_tensor(features, {0}, ScalarType::Int)};
   }
-  return Encoder(torch::stable::contiguous(features), torch::stable::contiguous(neighbor_idx), k1_half, device.stream())
+  return Encoder(as_dense(features), as_dense(neighbor_idx), k1_half, device.stream())
       .run();
 }
 

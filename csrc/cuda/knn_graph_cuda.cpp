@@ -85,7 +85,7 @@ class Search {
     Tensor limit = new_tensor(features_, {rows_}, ScalarType::Float);
     Tensor reach = new_tensor(features_, {rows_}, ScalarType::Float);
     Tensor count = new_tensor(features_, {rows_}, ScalarType::Int);
-    Tensor overflowed = torch::stable::new_zeros(features_, {rows_}, ScalarType::Byte);
+    Tensor overflowed = new_zeros(features_, rows_, ScalarType::Byte);
     Tensor lists = new_tensor(features_, {rows_, capacity_}, ScalarType::Long);
     {
       Tensor rounded = new_tensor(features_, {rows_, d_}, ScalarType::Half);
@@ -123,8 +123,8 @@ class Search {
   // Lists of this length fit no shared memory: without candidates no row has a certificate, and all are redone.
   void redo_everything(Progress& progress) {
     progress.add(tiles());
-    const Tensor count = torch::stable::new_zeros(features_, {rows_}, ScalarType::Int);
-    const Tensor none = torch::stable::new_zeros(features_, {rows_}, ScalarType::Byte);
+    const Tensor count = new_zeros(features_, rows_, ScalarType::Int);
+    const Tensor none = new_zeros(features_, rows_, ScalarType::Byte);
     check(dmic_launch_knn_graph_finish(x_, data<double>(norm_sq_), rows_, d_, k1_, nullptr, 1,
                                        count.const_data_ptr<int32_t>(), nullptr, none.const_data_ptr<uint8_t>(),
                                        data<int32_t>(neighbor_idx_), data<float>(neighbor_dist_), data<int32_t>(redo_),
@@ -162,16 +162,25 @@ class Search {
   Tensor norm_sq_, neighbor_idx_, neighbor_dist_, redo_, num_redone_;
 };
 
+// Contiguous, with zero columns up to the alignment, which change no bit of a distance.
+Tensor aligned(const Tensor& features) {
+  const int64_t rows = features.size(0), d = features.size(1);
+  const int64_t aligned_d = (d + kRoundedAlignment - 1) / kRoundedAlignment * kRoundedAlignment;
+  if (aligned_d == d) return as_dense(features);
+  Tensor wider = new_tensor(features, {rows, aligned_d}, features.scalar_type());
+  torch::stable::zero_(wider);
+  Tensor same = torch::stable::narrow(wider, 1, 0, d);
+  torch::stable::copy_(same, features);
+  return wider;
+}
+
 std::tuple<Tensor, Tensor, Tensor> knn_graph_cuda(const Tensor& features, int64_t k1, int64_t block_rows) {
   check_knn_graph_args(features, k1, block_rows);
-  const int64_t rows = features.size(0), d = features.size(1);
-  if (rows == 0)
+  if (features.size(0) == 0)
     return {new_tensor(features, {0, k1}, ScalarType::Int), new_tensor(features, {0, k1}, ScalarType::Float),
             full_int64(features, 1, 0)};
   const CurrentDevice device(features);
-  Tensor dense = torch::stable::contiguous(features);
-  const int64_t missing = (kRoundedAlignment - d % kRoundedAlignment) % kRoundedAlignment;
-  if (missing) dense = torch::stable::pad(dense, {0, missing});  // zero columns change no bit of a distance
+  const Tensor dense = aligned(features);
   return Search(dense, k1, block_rows, device.stream()).run();
 }
 

@@ -1,6 +1,8 @@
 // What csrc/cuda/compat/device_ops.h does on the device.
 #pragma once
 
+#include <array>
+
 #include "../../csrc/canonical/half.h"
 #include "cuda_emulator.h"
 
@@ -37,29 +39,29 @@ inline void load_matrices_x4(uint32_t (&parts)[4], const void* shared_row) {
 }
 
 inline void multiply_tile_f16(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  constexpr int kRows = 16, kCols = 8, kDepth = 16;
-  float left[kRows][kDepth], right[kDepth][kCols];
-  const auto low = [](uint32_t pair) { return float_from_half(static_cast<uint16_t>(pair)); };
-  const auto high = [](uint32_t pair) { return float_from_half(static_cast<uint16_t>(pair >> 16)); };
-  for (int part = 0; part < 4; ++part) {
-    const auto lanes = emulator::exchange(~0u, a[part], emulator::Collective::kMatrix, __LINE__);
-    for (int lane = 0; lane < warpSize; ++lane) {
-      float* pair = &left[lane / 4 + part % 2 * 8][lane % 4 * 2 + part / 2 * 8];
-      pair[0] = low(lanes.get<uint32_t>(lane));
-      pair[1] = high(lanes.get<uint32_t>(lane));
+  constexpr int kDepth = 16, kLanesOfRow = 4;
+  const int group = emulator::lane() / kLanesOfRow, first_col = emulator::lane() % kLanesOfRow * 2;
+  // A lane keeps only what its own four sums read: rows group and group + 8 of a, columns first_col and the next of b.
+  float left[2][kDepth], right[2][kDepth];
+  const auto read = [](const emulator::Lanes& lanes, int row, float* values) {
+    for (int t = 0; t < kLanesOfRow; ++t) {
+      const auto pairs = lanes.get<std::array<uint32_t, 2>>(row * kLanesOfRow + t);
+      for (int k = 0; k < 2; ++k) {
+        values[8 * k + 2 * t] = float_from_half(static_cast<uint16_t>(pairs[k]));
+        values[8 * k + 2 * t + 1] = float_from_half(static_cast<uint16_t>(pairs[k] >> 16));
+      }
     }
-  }
-  for (int part = 0; part < 2; ++part) {
-    const auto lanes = emulator::exchange(~0u, b[part], emulator::Collective::kMatrix, __LINE__);
-    for (int lane = 0; lane < warpSize; ++lane) {
-      const int row = lane % 4 * 2 + part * 8;
-      right[row][lane / 4] = low(lanes.get<uint32_t>(lane));
-      right[row + 1][lane / 4] = high(lanes.get<uint32_t>(lane));
-    }
-  }
-  const int row = emulator::lane() / 4, col = emulator::lane() % 4 * 2;
+  };
+  const auto exchange = [](uint32_t of_first_columns, uint32_t of_last_columns) {
+    const std::array<uint32_t, 2> pairs{of_first_columns, of_last_columns};
+    return emulator::exchange(~0u, pairs, emulator::Collective::kMatrix, __LINE__);
+  };
+  read(exchange(a[0], a[2]), group, left[0]);
+  read(exchange(a[1], a[3]), group, left[1]);
+  const emulator::Lanes columns = exchange(b[0], b[1]);
+  for (int c = 0; c < 2; ++c) read(columns, first_col + c, right[c]);
   for (int i = 0; i < 4; ++i)
-    for (int k = 0; k < kDepth; ++k) sums[i] += left[row + i / 2 * 8][k] * right[k][col + i % 2];
+    for (int k = 0; k < kDepth; ++k) sums[i] += left[i / 2][k] * right[i % 2][k];
 }
 
 }  // namespace dmic

@@ -26,6 +26,7 @@ OUTPUT = ROOT / "build" / "emulator"
 KERNELS = sorted((CSRC / "cuda" / "kernels").glob("*.cu"))
 # Stands in for torch's library, which is loaded when ours is: to link against its 450 MB takes longer than all the rest
 TORCH = OUTPUT / "libtorch_cpu.so"
+FAILING_MEMORY = OUTPUT / "libfailing_memory.so"
 WRAPPERS = [HERE / "poll.cpp", CSRC / "registration.cpp", *sorted((CSRC / "cuda").glob("*.cpp"))]
 
 CXX = os.environ.get("CXX", "c++")
@@ -120,6 +121,8 @@ def build(targets: Iterable[Path], mutants: dict[str, MutantSource] | None = Non
     ninja.compile(OUTPUT / "emulator.o", HERE / "emulator.cpp", "-std=c++20 -O2")
     ninja.compile(OUTPUT / "emulator_ucontext.o", HERE / "emulator.cpp", "-std=c++20 -O2 -DDMIC_EMU_UCONTEXT")
     ninja.link(TORCH, [], f"-shared -Wl,-soname,{TORCH.name} -x c++ {os.devnull}", "")
+    failing_memory = ninja.compile(OUTPUT / "failing_memory.o", HERE / "failing_memory.cpp", "-std=c++20 -O2")
+    ninja.link(FAILING_MEMORY, [failing_memory], "-shared", "-lpthread")
     for source in WRAPPERS:
         ninja.compile(OUTPUT / f"{source.stem}.o", source, WRAPPER_FLAGS)
     for sanitizer, flags in SANITIZERS.items():

@@ -1,0 +1,124 @@
+"""What the public function and the emulated ops do when memory runs out at any one point.
+
+As a program, with libfailing_memory.so preloaded, `memory_checks.py REPORT` lets every allocation of a run fail in
+turn and writes what came of it as JSON; test_out_of_memory.py judges. It checks on the way that nothing is left behind
+and that the same call right after it gives the right bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # compare, generators
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # dmic
+
+import emulator_build as build
+import kernel_checks
+import torch
+from compare import assert_same_bits
+from generators import csr_from_dense, gallery, random_encoding_rows
+
+from dmic import _native, ops, pseudo_labels
+
+SETTINGS = {"k1": 6, "k2": 3, "eps": 0.6}
+NEVER, ALL = (-1, -1), 1 << 40
+
+
+class FailingMemory:
+    """The preloaded library."""
+
+    def __init__(self):
+        self._library = ctypes.CDLL(None)  # what is preloaded comes first
+        for name in ("arm", "disarm", "size", "held"):
+            function = getattr(self._library, f"failing_memory_{name}")
+            function.restype, function.argtypes = ctypes.c_int64, [ctypes.c_int64] * {"arm": 2, "size": 1}.get(name, 0)
+            setattr(self, f"_{name}", function)
+
+    def run(self, call: Callable[[], Any], want: Any, fail: tuple[int, int] = NEVER) -> tuple[str | None, list[int]]:
+        """The call while allocations fail[0] .. fail[1] - 1 fail: its error, if it has one, and the bytes of every
+        allocation that it asked for. Without an error it has the wanted result; with one it keeps no memory, and has
+        the result when it is repeated."""
+        error = None
+        self._arm(*fail)
+        try:
+            got = call()
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        count = self._disarm()
+        sizes = [self._size(i) for i in range(count)]
+        if error is None:
+            assert_same_bits(got, want, f"allocations {fail} fail")
+        else:
+            gc.collect()
+            assert self._held() == 0, f"allocations {fail} fail: {self._held()} blocks are left behind"
+            assert_same_bits(call(), want, f"after allocations {fail} failed")
+        return error, sizes
+
+
+def every_failure(memory: FailingMemory, call: Callable[[], Any], want: Any) -> list[str | None]:
+    """The error of a run for each of its allocations that fails alone; None where the run does without."""
+    memory.run(call, want)  # what is made once is there
+    gc.freeze()  # and collected no more: that would take longer than the rest
+    _, sizes = memory.run(call, want)
+    assert sizes, "the library is not preloaded"
+    return [memory.run(call, want, (k, k + 1))[0] for k in range(len(sizes))]
+
+
+def halvings(memory: FailingMemory, call: Callable[[], Any], want: Any) -> dict:
+    """Of each allocation that a run does without, and does without all but the last of those that it falls back on: the
+    sizes of them all, and the error when they all fail. Of the other allocations: the errors."""
+    found, errors = [], []
+    for k, error in enumerate(every_failure(memory, call, want)):
+        if error is not None:
+            errors.append(error)
+            continue
+        error, sizes = memory.run(call, want, (k, ALL))
+        assert error is not None, f"allocation {k} and all after it fail, and nothing happens"
+        assert memory.run(call, want, (k, len(sizes) - 1))[0] is None, f"of {sizes[k:]} the last is not enough"
+        found.append({"sizes": sizes[k:], "error": error})
+    return {"halvings": found, "errors": errors}
+
+
+def found_labels(data: Any) -> tuple:
+    result = pseudo_labels(data.features, camera_ids=data.camera_ids, modality_ids=data.modality_ids, **SETTINGS)
+    return result.labels, result.core_mask
+
+
+def ops_with_scratch() -> dict[str, tuple[Callable[[], Any], Any]]:
+    """name: (an op that takes memory for speed, its result on the CPU)."""
+    features = gallery(48, 9).features
+    neighbors, _ = ops.knn_graph(features, 16)
+    encoding = ops.k_reciprocal_encoding(features, neighbors, 8)
+    rows = csr_from_dense(random_encoding_rows(90, 90, 12))
+    calls = {
+        "knn_graph": lambda: ops.knn_graph(features, 46),  # too many for lists in shared memory: all rows are redone
+        "k_reciprocal_encoding": lambda: ops.k_reciprocal_encoding(features, neighbors, 8),
+        "invariant_expansion": lambda: ops.invariant_expansion(encoding, neighbors, 8),
+        "jaccard_distance": lambda: ops.jaccard_distance(rows, 1.0),  # more pairs than a row has shared memory for
+    }
+    return {name: (call, call()) for name, call in calls.items()}
+
+
+def main() -> None:
+    (report,) = map(Path, sys.argv[1:])
+    torch.set_num_threads(1)  # allocations come in the same order every time
+    memory = FailingMemory()
+    data = gallery(16, 9)
+    want, with_scratch = found_labels(data), ops_with_scratch()
+    failures = {"cpu": every_failure(memory, lambda: found_labels(data), want)}
+    emulator = kernel_checks.Emulator(build.library())
+    _native.OPS = emulator.ops
+    emulator.configure(schedule=0, workers=1)
+    failures["emulated"] = every_failure(memory, lambda: found_labels(data), want)
+    scratch = {name: halvings(memory, *work) for name, work in with_scratch.items()}
+    report.write_text(json.dumps({"failures": failures, "scratch": scratch}))
+
+
+if __name__ == "__main__":
+    main()
