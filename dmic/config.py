@@ -45,6 +45,7 @@ class NetworkConfig:
     weights: str = "imagenet"  # resnets: "imagenet" (torchvision's download), "random", or a file
     non_local: bool = False  # resnets: non-local blocks of AGW
     width: int = 24  # small: channels of a stem
+    stem_stride: int = 1  # small: pixels between the responses of a stem
     grid_height: int = 1  # small: cells down that the pool keeps
     grid_width: int = 1  # small: cells across
     embedding_dim: int = 128  # small: numbers in a feature

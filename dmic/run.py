@@ -7,9 +7,11 @@ checkpoint.safetensors (the last moment that was saved) and, once training has e
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
+import shlex
 import signal
 import sys
 import time
@@ -27,12 +29,13 @@ from ._version import __version__
 from .checkpoint import atomic_write, load_checkpoint, remove_leftovers, save_checkpoint
 from .config import ClusterConfig, Config, StageConfig, differences, load_config, read_toml, to_toml
 from .constants import INFRARED, VISIBLE
-from .data import Dataset, landsat_dataset, open_dataset
+from .data import Dataset, Gallery, landsat_dataset, open_dataset
 from .data.augment import plain_view, toned_view
 from .data.augment_rgb import exchanged_view, infrared_view, visible_view
 from .evaluate import ProtocolResult, evaluate_protocol, purity, splits, used_samples
 from .memory import ClusterMemory, InstanceMemory
 from .models import TwoStreamNetwork, embed, resnet_two_stream, small_two_stream
+from .pseudo_labels import OUT_OF_MEMORY
 from .ranking import Rerank
 from .schedules import neighborhood_size
 from .train import Batches, EpochLabels, Hooks, Objective, Record, Stage, TrainingState, make_optimizer, train
@@ -81,6 +84,7 @@ def build_network(config: Config, num_channels: int) -> TwoStreamNetwork:
         return small_two_stream(
             num_channels=num_channels,
             width=network.width,
+            stem_stride=network.stem_stride,
             grid=(network.grid_height, network.grid_width),
             embedding_dim=network.embedding_dim,
             seed=seed,
@@ -93,6 +97,11 @@ def build_network(config: Config, num_channels: int) -> TwoStreamNetwork:
     known = {"imagenet": "imagenet", "random": None}
     weights = known[network.weights] if network.weights in known else Path(network.weights)
     return resnet_two_stream(depth=depths[network.kind], weights=weights, non_local=network.non_local, seed=seed)
+
+
+def build_blank(config: Config, num_channels: int) -> TwoStreamNetwork:
+    """The network that a configuration names, for weights that are about to replace its own: it reads no file."""
+    return build_network(replace(config, network=replace(config.network, weights="random")), num_channels)
 
 
 def build_stages(config: Config) -> tuple[Stage, ...]:
@@ -135,11 +144,7 @@ def build_batches(config: Config, num_channels: int) -> Batches:
 
 
 class RunFolder:
-    """The folder of one run, held by one process at a time.
-
-    Raises:
-        ValueError: the folder holds another run, or is held by another process.
-    """
+    """The folder of one run, held by one process at a time."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -149,36 +154,77 @@ class RunFolder:
 
     @contextmanager
     def held(self, config: Config, *, resume: bool) -> Iterator[None]:
-        """Create the folder, or take it up if `resume`, and keep other processes out."""
-        if not resume and (self / CONFIG).exists():
-            raise ValueError(f"{self.path}: holds a run already; continue it with --resume, or choose another --out")
+        """Create the folder, or take it up if `resume`, and keep other processes out; errors say how to continue.
+
+        Raises:
+            ValueError: the folder holds another run or none to resume, is held by another process, or is not writable.
+            Interrupted, OSError, MemoryError: from the block, with the command that continues the run.
+        """
         if resume and not (self / CONFIG).exists():
             raise ValueError(f"{self.path}: there is no run to resume, {CONFIG} is missing")
-        if resume and (changed := differences(_fixed(read_toml(self / CONFIG)), _fixed(config))):
-            raise ValueError(f"{self.path}: holds a run with other settings ({'; '.join(changed)})")
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"{self.path}: another process is at work on this run") from None
+        with self._locked():
+            if resume and (changed := differences(_fixed(read_toml(self / CONFIG)), _fixed(config))):
+                raise ValueError(f"{self.path}: holds a run with other settings ({'; '.join(changed)})")
+            if not resume and any((self / name).exists() for name in (CONFIG, METRICS, CHECKPOINT, WEIGHTS)):
+                raise ValueError(
+                    f"{self.path}: holds a run already; continue it with --resume, or choose another --out"
+                )
             remove_leftovers(self.path)
             if not resume:
                 with atomic_write(self / CONFIG) as file:
                     file.write(to_toml(config).encode())
+            how = f"continue with: dmic train --resume --out {shlex.quote(str(self.path))}"
+            try:
+                yield
+            except KeyboardInterrupt:
+                raise Interrupted(how) from None
+            except OSError as error:
+                raise OSError(f"{error}; {how}") from error
+            except (MemoryError, RuntimeError) as error:
+                if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+                    raise
+                raise MemoryError(f"{error or 'out of memory'}; with more memory, {how}") from error
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(f"{self.path}: cannot be written to ({error.strerror}); choose another --out") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"{self.path}: another process is at work on this run") from None
             yield
 
     def log(self, record: Record) -> None:
-        """Append a record to the metrics; NaN has no place in JSON and becomes null."""
-        with (self / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(without_nan(record)) + "\n")
+        """Append a record to the metrics, and see it on the disk; NaN has no place in JSON and becomes null."""
+        try:
+            with (self / METRICS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(without_nan(record)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(f"{self / METRICS}: could not be written ({error.strerror})") from error
 
     def records(self) -> list[Record]:
-        """The records so far; a line that a killed process did not finish is left out."""
+        """The records so far; a line that a killed process did not finish is left out.
+
+        Raises:
+            ValueError: another line is not a record.
+        """
         if not (self / METRICS).exists():
             return []
-        lines = (self / METRICS).read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        records = []
+        for number, line in enumerate((self / METRICS).read_text(encoding="utf-8").splitlines(keepends=True), 1):
+            if line.endswith("\n"):
+                try:
+                    records.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{self / METRICS}:{number}: not a record ({error}); delete the line") from None
+        return records
 
     def forget_after(self, epoch: int) -> None:
         """Drop the records of epochs after `epoch`; they will be trained again."""
@@ -186,9 +232,43 @@ class RunFolder:
         with atomic_write(self / METRICS) as file:
             file.write("".join(json.dumps(record) + "\n" for record in kept).encode())
 
-    def save(self, state: TrainingState) -> None:
-        """Write the checkpoint; an earlier one stays until the new one is whole."""
-        save_checkpoint(self / CHECKPOINT, *pack_state(state))
+    def save(self, state: TrainingState, gallery: Gallery) -> None:
+        """Write the checkpoint; an earlier one stays until the new one is whole.
+
+        Raises:
+            ValueError: the weights are not finite: an earlier checkpoint is worth more.
+            OSError: it cannot be written.
+        """
+        tensors, packed = pack_state(state)
+        if not all(bool(tensor.isfinite().all()) for name, tensor in tensors.items() if name.startswith("network.")):
+            raise ValueError(
+                f"{self.path}: the weights are no longer finite in epoch {state.record['epoch']}; "
+                "lower the learning rate or lengthen the warm-up, and start again"
+            )
+        save_checkpoint(self / CHECKPOINT, tensors, packed | {"gallery": _fingerprint(gallery)})
+
+    def restore(self, network: TwoStreamNetwork, gallery: Gallery) -> TrainingState:
+        """The state that was saved last, around `network`, whose weights are overwritten.
+
+        Raises:
+            ValueError: the checkpoint is damaged, or belongs to another network or gallery.
+        """
+        path = self / CHECKPOINT
+        tensors, packed = load_checkpoint(path)
+        if packed.get("gallery") != _fingerprint(gallery):
+            raise ValueError(f"{path}: was trained on other images than these ({len(gallery)}), see data.root")
+        try:
+            return unpack_state(network, tensors, packed)
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"{path}: does not hold the state of this network ({error})") from None
+
+
+def _fingerprint(gallery: Gallery) -> str:
+    """Which cameras and modalities a gallery has, image by image: labels and memories fit no other one."""
+    digest = hashlib.blake2b(digest_size=16)
+    for ids in (gallery.camera_ids, gallery.modality_ids):
+        digest.update(ids.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _fixed(config: Config) -> Config:
@@ -262,7 +342,7 @@ def _fill_optimizer(optimizer: torch.optim.Adam, saved: dict[str, torch.Tensor])
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and nothing is lost: its folder can be resumed."""
+    """The run was asked to stop, and its folder can be resumed; the message says how."""
 
 
 class StopRequest:
@@ -289,11 +369,6 @@ class StopRequest:
             raise KeyboardInterrupt
         self.asked = True
 
-    def check(self) -> None:
-        """Raise Interrupted if a stop was asked for."""
-        if self.asked:
-            raise Interrupted
-
 
 def run_training(
     config: Config,
@@ -318,37 +393,43 @@ def run_training(
         The trained network in evaluation mode, and the data set.
 
     Raises:
-        Interrupted: Ctrl-C or SIGTERM; the state is saved.
+        Interrupted: Ctrl-C or SIGTERM; the state is saved, except by a second one.
         ValueError: the folder is not fit for this run, or see `dmic.train.train`.
-        OSError: a file cannot be read or written; the last checkpoint is whole.
+        OSError: a file cannot be read or written.
+        MemoryError: of the machine or the GPU.
+        Whatever is raised, the last checkpoint is whole.
     """
     dataset = build_dataset(config)
     num_channels = dataset.train.images.shape[1]
-    network = build_network(config, num_channels).to(device)
+    saved = resume and (folder / CHECKPOINT).exists()
+    network = (build_blank if saved else build_network)(config, num_channels).to(device)
+    stages = build_stages(config)
     stop = StopRequest()
     with folder.held(config, resume=resume), stop.listening():
-        state = TrainingState(network)
-        if resume and (folder / CHECKPOINT).exists():
-            state = unpack_state(network, *load_checkpoint(folder / CHECKPOINT))
-            stages = (config.stage1.num_epochs, config.stage2.num_epochs)
-            folder.forget_after(sum([n for n in stages if n][: state.stage]) + state.epoch)
-        else:
-            folder.forget_after(-1)
-        (folder / BUILD).write_text(json.dumps(describe_build(device), indent=1) + "\n", encoding="utf-8")
+        state = folder.restore(network, dataset.train) if saved else TrainingState(network)
+        folder.forget_after(sum(stage.num_epochs for stage in stages[: state.stage]) + state.epoch if saved else -1)
+        with atomic_write(folder / BUILD) as file:
+            file.write((json.dumps(describe_build(device), indent=1) + "\n").encode())
         last_saved = time.monotonic()
 
         def save(state: TrainingState) -> None:
             nonlocal last_saved
-            folder.save(state)
+            folder.save(state, dataset.train)
             last_saved = time.monotonic()
 
+        def stop_if_asked() -> None:
+            if stop.asked:
+                if not state.is_new:
+                    save(state)
+                raise Interrupted
+
         def after_iteration(state: TrainingState) -> None:
-            if stop.asked or time.monotonic() - last_saved >= config.train.checkpoint_seconds:
+            if time.monotonic() - last_saved >= config.train.checkpoint_seconds:
                 save(state)
-            stop.check()
+            stop_if_asked()
 
         def advance(phase: str, done: int, total: int) -> None:
-            stop.check()
+            stop_if_asked()
             if progress:
                 progress(phase, done, total)
 
@@ -375,7 +456,7 @@ def run_training(
         train(
             state,
             dataset.train,
-            build_stages(config),
+            stages,
             build_batches(config, num_channels),
             weight_decay=config.train.weight_decay,
             warmup=config.train.warmup,
@@ -404,8 +485,7 @@ def load_run(folder: Path, settings: tuple[str, ...] = ()) -> tuple[Config, TwoS
             advice = "; the run has not ended, `dmic train --resume` continues it" if name == WEIGHTS else ""
             raise ValueError(f"{folder}: not a finished run, {name} is missing{advice}")
     config = load_config(str(folder / CONFIG), settings)
-    start = replace(config, network=replace(config.network, weights="random"))
-    network = build_network(start, 1 if config.data.kind == "landsat" else 3)
+    network = build_blank(config, 1 if config.data.kind == "landsat" else 3)
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
     except (SafetensorError, RuntimeError) as error:

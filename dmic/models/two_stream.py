@@ -165,6 +165,7 @@ def small_two_stream(
     *,
     num_channels: int = 1,
     width: int = 24,
+    stem_stride: int = 1,
     grid: tuple[int, int] = (1, 1),
     embedding_dim: int = 128,
     seed: int = 0,
@@ -178,6 +179,7 @@ def small_two_stream(
     Args:
         num_channels: of the images.
         width: channels of the stems; the trunk has up to 4 times as many.
+        stem_stride: pixels between the responses of a stem; 2 for images twice as large.
         grid: rows and columns of cells that the pool keeps.
         embedding_dim: d.
         seed: of the weights; the global random state is left alone.
@@ -185,7 +187,7 @@ def small_two_stream(
     rows, columns = grid
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        stems = [nn.Sequential(Standardize(), _edges(num_channels, width)) for _ in range(2)]
+        stems = [nn.Sequential(Standardize(), _edges(num_channels, width, stem_stride)) for _ in range(2)]
         trunk = nn.Sequential(
             _block(width, width),
             _block(width, 2 * width, stride=2),
@@ -207,8 +209,8 @@ def _conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
 
 
-def _edges(channels_in: int, channels_out: int) -> nn.Sequential:
-    return nn.Sequential(_conv(channels_in, channels_out), _Magnitude(), nn.BatchNorm2d(channels_out))
+def _edges(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(_conv(channels_in, channels_out, stride), _Magnitude(), nn.BatchNorm2d(channels_out))
 
 
 def _block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:

@@ -1,0 +1,161 @@
+"""Trains every variant of an ablation with several seeds and prints the table of means and spreads.
+
+    python -m experiments.ablation experiments/landsat.toml --jobs 2
+
+An ablation file names a recipe, settings that all variants share, and for each variant the settings that make it.
+Results are appended to a JSON file in results/, run by run, so a run that is there already is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+from dmic.config import load_config
+from dmic.run import RunFolder
+
+try:
+    import tomllib
+except ModuleNotFoundError:
+    import tomli as tomllib
+
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = ("Rank-1", "mAP", "clusters", "outliers", "purity", "splits", "mixed")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m experiments.ablation", description=__doc__.splitlines()[0])
+    parser.add_argument("ablation", type=Path, metavar="FILE.toml")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="the data set's folder, where the recipe needs one")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one thread each")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="leave the other variants out")
+    parser.add_argument(
+        "--table", action="store_true", help="print the table of the results that are there, train nothing"
+    )
+    options = parser.parse_args()
+    ablation = tomllib.loads(options.ablation.read_text(encoding="utf-8"))
+    results = RESULTS / options.ablation.with_suffix(".json").name
+    if not options.table:
+        wanted = [
+            (variant, seed)
+            for seed in options.seeds
+            for variant in ablation["variants"]
+            if options.only is None or variant in options.only
+        ]
+        for variant, _ in wanted:  # a mistake in a setting must not wait for its turn
+            load_config(ablation["recipe"], settings_of(ablation, variant, 0))
+        done = {(run["variant"], run["seed"]) for run in load_results(results)}
+        todo = [pair for pair in wanted if pair not in done]
+        with ThreadPoolExecutor(options.jobs) as pool:
+            for run in pool.map(lambda pair: run_variant(ablation, *pair, options.data), todo):
+                results.write_text(json.dumps([*load_results(results), run], indent=1) + "\n", encoding="utf-8")
+                print(f"{run['variant']}, seed {run['seed']}: {run['seconds']:.0f} s", flush=True)
+    print(table(ablation, load_results(results)))
+    return 0
+
+
+def settings_of(ablation: dict[str, Any], variant: str, seed: int) -> list[str]:
+    """What `--set` is given: the shared settings, those of the variant, and the seed."""
+    tables = (ablation.get("settings", {}), ablation["variants"][variant])
+    return [*(f"{key}={json.dumps(value)}" for table in tables for key, value in table.items()), f"train.seed={seed}"]
+
+
+def run_variant(ablation: dict[str, Any], variant: str, seed: int, data: Path | None) -> dict[str, Any]:
+    """Train one variant in a process of its own, and keep the records of its first and last epoch and a curve."""
+    settings = settings_of(ablation, variant, seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "run"
+        command = [sys.executable, "-m", "dmic", "train", ablation["recipe"], "--out", str(out), "--device", "cpu"]
+        command += [part for setting in settings for part in ("--set", setting)]
+        command += ["--data", str(data)] if data else []
+        start = time.perf_counter()
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        seconds = time.perf_counter() - start
+        records = RunFolder(out).records() if out.exists() else []
+        # A training that ends for want of clusters is a result, not a failure of the experiment.
+        stopped = process.stderr.strip().splitlines()[-1] if process.returncode else ""
+        if process.returncode and "nothing to train on" not in stopped:
+            raise RuntimeError(f"{variant}, seed {seed}: {process.stderr}")
+    scored = [record for record in records if record.get("retrieval")]
+    return {
+        "variant": variant,
+        "seed": seed,
+        "settings": settings,
+        "seconds": seconds,
+        "stopped": stopped,
+        "machine": f"{os.cpu_count()} x {platform.machine()}, one thread",
+        "before": brief(scored[0]),
+        "after": brief(scored[-1] | {key: records[-1].get(key) for key in ("visible", "infrared", "shared", "known")}),
+        "curve": [brief(record) for record in records],
+    }
+
+
+def brief(record: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a record that the tables and curves show."""
+    kept = {key: record[key] for key in ("epoch", "visible", "infrared", "shared", "known") if record.get(key)}
+    if record.get("retrieval"):
+        kept["retrieval"] = {
+            result["protocol"]: {"rank1": result["cmc"]["1"]["mean"], "map": result["mean_average_precision"]["mean"]}
+            for result in record["retrieval"]
+        }
+    return kept
+
+
+def load_results(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def table(ablation: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """Means and spreads over the seeds as Markdown, in percent where that is usual; joint clusters if there are any."""
+    lines = ["| variant | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for variant in ablation["variants"]:
+        runs = [run for run in results if run["variant"] == variant]
+        if not runs:
+            continue
+        rows = [measure(run["after"]) for run in runs]
+        cells = [
+            spread([row[column] for row in rows], 0 if column in ("clusters", "outliers") else 1) for column in COLUMNS
+        ]
+        lines.append(f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def measure(after: dict[str, Any]) -> dict[str, float | None]:
+    """One run in numbers: retrieval is the mean over protocols; clusters are the joint ones, else both modalities'."""
+    retrieval = list(after["retrieval"].values())
+    joint = after.get("shared") and after["shared"]["clusters"] > 0
+    kinds = ["shared"] if joint else ["visible", "infrared"]
+    found = [after[kind] for kind in kinds if kind in after]
+    known = [after["known"][kind] for kind in kinds] if after.get("known") else []
+    mixed = after["shared"]["mixed_share"] if joint else None
+    return {
+        "Rank-1": 100 * mean(score["rank1"] for score in retrieval),
+        "mAP": 100 * mean(score["map"] for score in retrieval),
+        "clusters": float(sum(kind["clusters"] for kind in found)),
+        "outliers": float(sum(kind["outliers"] for kind in found)),
+        "purity": 100 * mean(kind["purity"] for kind in known) if known else None,
+        "splits": mean(kind["splits"] for kind in known) if known else None,
+        "mixed": None if mixed is None else 100 * mixed,
+    }
+
+
+def spread(values: list[float | None], digits: int) -> str:
+    """`61.2 +- 0.4`; `-` where no run has a value."""
+    known = [value for value in values if value is not None]
+    return f"{mean(known):.{digits}f} +- {pstdev(known):.{digits}f}" if known else "-"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
