@@ -300,9 +300,9 @@ def test_a_gallery_of_one_repeated_image_is_all_ties(image):
 
 
 def test_cosines_do_not_leave_their_range():
-    rows = unit_rows(torch.randn(500, 3, generator=torch.Generator().manual_seed(0)))
-    assert float((rows.double() ** 2).sum(1).max()) > 1 + 2**-25, "a product must exceed 1"
-    assert float(cosine(rows, torch.cat([rows, -rows])).abs().max()) == 1.0
+    rows = unit_rows(torch.ones(1, 58))  # float32 rounds 1 / sqrt(58) up by more than most
+    assert float((rows.double() ** 2).sum()) > 1 + 1.5 * 2**-24, "the product must exceed 1 even when rounded"
+    assert cosine(rows, torch.cat([rows, -rows])).tolist() == [[1.0, -1.0]]
 
 
 @pytest.mark.parametrize(
