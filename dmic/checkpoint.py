@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-STATE_KEY = "state"
+STATE_KEY, DIGEST_KEY = "state", "digest"
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Whoever reads sees the old file or the whole new one, even if the process is killed or the machine loses power.
 
     Raises:
-        OSError: it cannot be written, a full disk for instance; `path` is as it was.
+        OSError: it cannot be written, a full disk for instance; `path` is as it was, and the message says so.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -32,6 +33,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        kept = "the earlier file is untouched" if path.exists() else "there is no earlier one"
+        raise OSError(f"{path}: could not be written ({error.strerror or error}); {kept}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -42,15 +46,17 @@ def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], state: dict[st
     Raises:
         OSError: it cannot be written; an earlier file of that name is untouched.
     """
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    data = save(contiguous, metadata={STATE_KEY: json.dumps(state)})
-    try:
-        with atomic_write(path) as file:
-            file.write(data)
-    except OSError as error:
-        kept = "the earlier checkpoint is untouched" if path.exists() else "there is no earlier checkpoint"
-        reason = error.strerror or str(error)
-        raise OSError(f"{path}: could not write the checkpoint ({reason}); {kept}") from error
+    separate: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if storage in storages else tensor  # a file has no tensors that share memory
+        storages.add(storage)
+    text = json.dumps(state)
+    data = save(separate, metadata={STATE_KEY: text, DIGEST_KEY: _digest(separate, text)})
+    with atomic_write(path) as file:
+        file.write(data)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -63,12 +69,23 @@ def load_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            state = json.loads((file.metadata() or {})[STATE_KEY])
+            metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a checkpoint, or a damaged one ({error})") from None
-    except KeyError:
-        raise ValueError(f"{path}: not a checkpoint, it has weights but no state") from None
-    return tensors, state
+    if not {STATE_KEY, DIGEST_KEY} <= metadata.keys():
+        raise ValueError(f"{path}: not a checkpoint, it has weights but no state")
+    if metadata[DIGEST_KEY] != _digest(tensors, metadata[STATE_KEY]):
+        raise ValueError(f"{path}: a damaged checkpoint, its content is not what was written")
+    return tensors, json.loads(metadata[STATE_KEY])
+
+
+def _digest(tensors: dict[str, torch.Tensor], state: str) -> str:
+    """Of all that a checkpoint holds: safetensors would not notice a byte that has changed."""
+    digest = hashlib.blake2b(state.encode(), digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def remove_leftovers(folder: Path) -> None:

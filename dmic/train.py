@@ -400,9 +400,11 @@ def _train_epoch(
     if not steps:
         raise ValueError(
             f"train: epoch {record['epoch']} has nothing to train on: no clustering found two classes with "
-            f"{stage.per_modality(state.epoch)}; raise eps or lower min_samples"
+            f"{stage.per_modality(state.epoch)}; start again and raise eps or lower min_samples"
         )
     rate = record["learning_rate"] = stage.learning_rate(state.epoch)
+    if not 0 <= rate <= torch.finfo(torch.float32).max / 10:  # Adam divides it by 0.1 in its first step
+        raise ValueError(f"train: learning_rate must be a finite number from 0, got {rate} in epoch {record['epoch']}")
     for name in (term.name for step in steps for group in step for term in group.terms):
         record["loss"].setdefault(name, 0.0)
     order = [group for step in steps for group in step]
@@ -416,11 +418,12 @@ def _train_epoch(
     if device.type != "cpu" or not isinstance(gallery.images, torch.Tensor):
         drawn = prefetch(drawn, depth=2)
     network.train()
-    with closing(drawn), _timed(record, "train"):
+    with closing(drawn):
         while state.iteration < batches.num_iterations:
             state.optimizer.param_groups[0]["lr"] = rate * min(1.0, (state.iteration + 1) / max(1, warmup))
-            for step in steps:
-                _step(state, step, drawn, batches, objective)
+            with _timed(record, "train"):
+                for step in steps:
+                    _step(state, step, drawn, batches, objective)
             state.iteration += 1
             hooks.after_iteration(state)
             if hooks.progress:
@@ -445,7 +448,7 @@ def _step(
                 if not math.isfinite(value):
                     raise ValueError(
                         f"train: {name} is {value} in epoch {state.record['epoch']}, iteration {state.iteration + 1}; "
-                        "lower the learning rate or lengthen the warm-up, and resume from the last checkpoint"
+                        "lower the learning rate or lengthen the warm-up, and start again"
                     )
                 state.record["loss"][name] += value / (batches.num_iterations * batches.accumulate)
             seen[-1].append((batch, embeddings))

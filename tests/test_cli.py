@@ -250,7 +250,8 @@ def test_a_failed_write_leaves_the_old_file(files, run, monkeypatch):
     monkeypatch.setattr(np, "savez", savez)
     before = sorted(os.listdir())
     code, _, err = run("cluster", "gallery.npz", *SETTINGS, "-o", "labels.npz")
-    assert (code, err) == (2, "dmic cluster: error: [Errno 28] No space left on device\n")
+    reason = "labels.npz: could not be written (No space left on device); the earlier file is untouched"
+    assert (code, err) == (2, f"dmic cluster: error: {reason}\n")
     assert Path("labels.npz").read_text() == "old"
     assert sorted(os.listdir()) == before
 
