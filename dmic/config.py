@@ -42,7 +42,7 @@ class NetworkConfig:
     """The two-stream network."""
 
     kind: str = "small"  # small, resnet18 or resnet50
-    weights: str = "imagenet"  # resnets: "imagenet" (torchvision's download), "random", or a file
+    weights: str = "imagenet"  # "imagenet" (resnets: torchvision's download; small: random), "random", or a file
     non_local: bool = False  # resnets: non-local blocks of AGW
     width: int = 24  # small: channels of a stem
     stem_stride: int = 1  # small: pixels between the responses of a stem

@@ -10,7 +10,6 @@ import torch
 
 from .constants import NOISE
 from .data import LabeledGallery, Protocol
-from .data.cross_modality import cross_modality_protocols
 from .ranking import Rerank, plain_distances, reranked_distances, unit_rows
 
 RANKS = (1, 5, 10, 20)
@@ -280,14 +279,6 @@ def used_samples(protocols: Sequence[Protocol]) -> torch.Tensor:
     """Positions that any trial of any of the protocols reads, int64, ascending: the only images worth embedding."""
     read = [idx for protocol in protocols for trial in protocol.trials for idx in (trial.query_idx, trial.gallery_idx)]
     return torch.cat([torch.empty(0, dtype=torch.int64), *read]).unique()
-
-
-def cross_modality_metrics(features: torch.Tensor, labeled: LabeledGallery) -> dict[str, RetrievalMetrics]:
-    """Retrieval of visible images by infrared queries, and the other way round; features float [N, d] by sample."""
-    return {
-        protocol.name.replace(" ", "_"): evaluate_protocol(features, labeled, protocol).trials[0]
-        for protocol in cross_modality_protocols(labeled)
-    }
 
 
 def purity(labels: torch.Tensor, person_ids: torch.Tensor) -> float:

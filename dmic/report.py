@@ -1,29 +1,16 @@
-"""What people look at: the table of scores and the picture of retrieved places."""
+"""What a terminal shows: a line for every epoch, and the scores of every protocol under its name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
+from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from .constants import INFRARED, VISIBLE
-from .data import LabeledGallery
-from .data.landsat import TILE, landsat_bands, tile_corner
 from .evaluate import RANKS, MeanSpread, ProtocolResult
-
-# The picture, in pixels and RGB.
-MARGIN, CROP_SIZE, GAP, FRAME = 36, 84, 10, 4
-NUM_RESULTS, NUM_QUERIES = 5, 6
-MAP_SCALE = 1.62
-BACKGROUND, INK, FAINT = (250, 250, 247), (28, 32, 38), (112, 118, 126)
-RIGHT, WRONG, QUERY = (26, 150, 92), (208, 62, 58), (226, 152, 22)
 
 
 def percent(share: float | None) -> str:
@@ -35,6 +22,7 @@ class EpochLines:
     """One line per epoch of a training, under a header that says what the columns are."""
 
     CLUSTERS = "{:>5}  {:>9}  {:>9}  {:>9}  {:>6}  {:>6}"
+    FIXED_WIDTH = 63  # of these columns and the time; as many protocols as fit beside them are shown, at least one
 
     def __init__(self, console: Console):
         self.console = console
@@ -59,205 +47,70 @@ class EpochLines:
 
     def _print_header(self, record: dict[str, Any]) -> None:
         self.started = True
-        self.protocols = [result["protocol"] for result in record.get("retrieval", ())]
+        names = [result["protocol"] for result in record.get("retrieval", ())]
+        self.protocols = names[: max(1, (self.console.width - self.FIXED_WIDTH) // 8)]
         legend = "clusters+outliers; mixed: % of joint clusters with both modalities"
         self.console.print(f"[dim]{legend}[/dim]", soft_wrap=True)
         for number, name in enumerate(self.protocols, 1):
-            self.console.print(f"[dim]R1({number}): Rank-1 in %, {name}[/dim]", soft_wrap=True)
+            self.console.print(f"[dim]R1({number}): Rank-1 in %, {escape(name)}[/dim]", soft_wrap=True)
+        if left_out := len(names) - len(self.protocols):
+            self.console.print(f"[dim]{left_out} more protocols: at the end, and in the metrics[/dim]", soft_wrap=True)
         titles = [f"{f'R1({number})':>6}" for number in range(1, len(self.protocols) + 1)]
         columns = self.CLUSTERS.format("epoch", "visible", "infrared", "joint", "mixed", "loss")
         self.console.print("  ".join([f"[bold]{columns}", *titles, f"{'time':>7}[/bold]"]), soft_wrap=True)
 
 
-def protocol_table(moments: Mapping[str, Sequence[ProtocolResult]], title: str = "Retrieval, %") -> Table:
-    """Rank-1/5/10/20, mAP and mINP in percent, the name of the protocol beside every row of numbers.
+def protocol_table(moments: Mapping[str, Sequence[ProtocolResult]], title: str = "Retrieval, %") -> Group:
+    """Rank-1/5/10/20, mAP and mINP in percent: a small table for every protocol, under the protocol's name.
+
+    It fits in 80 columns, also with several trials, whose mean and standard deviation are shown as `61.2 +-0.4`.
 
     Args:
         moments: results by when or how they came about, such as "before" and "after"; the last one is set in bold.
             With a single moment its name is left out.
-        title: above the table.
+        title: above the tables.
 
     Returns:
-        A table with mean +- standard deviation where a protocol has several trials. Rows of one protocol stand
-        together, protocols in the order of their first appearance. Queries are those that count, in all trials.
+        Protocols in the order of their first appearance, each with its trials and the queries that count in all of
+        them. The columns of all tables are aligned.
     """
-    table = Table(title=title)
-    table.add_column("protocol")
-    if len(moments) > 1:
-        table.add_column("")
-    for name in ("trials", "queries", *(f"Rank-{rank}" for rank in RANKS), "mAP", "mINP"):
-        table.add_column(name, justify="right")
-    for name in dict.fromkeys(result.name for results in moments.values() for result in results):
-        for position, (moment, results) in enumerate(moments.items(), 1):
-            for result in (result for result in results if result.name == name):
-                means = result.mean_average_precision, result.mean_inverse_negative_penalty
-                scores = [_mean_spread(score, len(result.trials)) for score in (*result.cmc.values(), *means)]
-                skipped = f" ({result.num_skipped} skipped)" if result.num_skipped else ""
-                counts = str(len(result.trials)), f"{result.num_queries}{skipped}"
-                row = (name, moment, *counts, *scores) if len(moments) > 1 else (name, *counts, *scores)
-                table.add_row(*row, style="bold" if position == len(moments) > 1 else None)
-        table.add_section()
-    return table
+    scores = (*(f"Rank-{rank}" for rank in RANKS), "mAP", "mINP")
+    by_name: dict[str, list[tuple[str, ProtocolResult]]] = {}
+    for moment, results in moments.items():
+        for result in results:
+            by_name.setdefault(result.name, []).append((moment, result))
+    cells = {name: [_cells(result) for _, result in rows] for name, rows in by_name.items()}
+    width = max((len(cell) for rows in cells.values() for row in rows for cell in row), default=0)
+    parts: list[Text | Table] = [Text(title, "bold")]
+    for name, rows in by_name.items():
+        parts.append(Text.assemble("\n", (name, "bold"), (f"  {counts_text(rows[-1][1])}", "dim")))
+        table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, header_style="dim")
+        if len(moments) > 1:
+            table.add_column("", no_wrap=True, min_width=max(map(len, moments)))
+        for score in scores:
+            table.add_column(score, justify="right", no_wrap=True, min_width=max(width, len("Rank-20")))
+        for (moment, _), row in zip(rows, cells[name], strict=True):
+            last = moment == list(moments)[-1] and len(moments) > 1
+            table.add_row(*((moment, *row) if len(moments) > 1 else row), style="bold" if last else None)
+        parts.append(table)
+    return Group(*parts)
 
 
-def _mean_spread(score: MeanSpread, num_trials: int) -> str:
-    """`61.2 +- 0.4` for several trials, `61.2` for one."""
-    return f"{percent(score.mean)} +- {percent(score.spread)}" if num_trials > 1 else percent(score.mean)
+def _cells(result: ProtocolResult) -> list[str]:
+    means = (*result.cmc.values(), result.mean_average_precision, result.mean_inverse_negative_penalty)
+    return [mean_spread(score, len(result.trials)) for score in means]
 
 
-@dataclass(frozen=True, eq=False)
-class _Ranking:
-    """One infrared query and what it retrieved before and after training: sample ids, nearest first."""
-
-    query: int
-    results: tuple[list[int], list[int]]
-
-
-def retrieval_picture(
-    labeled: LabeledGallery,
-    features: tuple[torch.Tensor, torch.Tensor],
-    rank1: tuple[float, float],
-    *,
-    seed: int = 0,
-) -> Image.Image:
-    """Infrared queries of unseen places and the visible crops they retrieve, before and after training.
-
-    Args:
-        labeled: the test gallery of `landsat_galleries`.
-        features: float [N, d] before and after training.
-        rank1: infrared-to-visible Rank-1 over all queries, before and after, as shares.
-        seed: of the draw of the queries: places at random, the infrared sensors in turn.
-
-    Returns:
-        An RGB image.
-    """
-    rankings = [_rank(labeled, features, query) for query in _draw_queries(labeled, seed)]
-    maps = _maps(labeled, [int(labeled.person_ids[ranking.query]) for ranking in rankings])
-    step = CROP_SIZE + GAP
-    left = MARGIN + maps.width + 44
-    columns = [left, left + step + 30, left + step + 30 + NUM_RESULTS * step + 34]
-    top = 158
-    bottom = top + max(len(rankings) * step, maps.height)
-    canvas = Image.new("RGB", (columns[2] + NUM_RESULTS * step - GAP + MARGIN, bottom + 74), BACKGROUND)
-    draw = ImageDraw.Draw(canvas)
-
-    title = "The same place, seen in infrared and in visible light"
-    draw.text((MARGIN, 28), title, INK, _font(34))
-    subtitle = (
-        "Places that were never seen in training. The network was trained without knowing which crops show one place."
-    )
-    draw.text((MARGIN, 74), subtitle, FAINT, _font(19))
-    draw.text((left, top - 34), "query", QUERY, _font(19))
-    for column, moment, share in zip(columns[1:], ("before training", "after training"), rank1, strict=True):
-        draw.text((column, top - 34), f"{moment}: Rank-1 {percent(share)} %", INK, _font(19))
-    canvas.paste(maps, (MARGIN, top))
-
-    names = landsat_bands()[2]
-    for row, ranking in enumerate(rankings):
-        y = top + row * step
-        _paste_crop(canvas, labeled, ranking.query, (left, y), QUERY, names, number=row + 1)
-        for column, results in zip(columns[1:], ranking.results, strict=True):
-            for position, sample in enumerate(results):
-                right = bool(labeled.person_ids[sample] == labeled.person_ids[ranking.query])
-                colour = RIGHT if right else WRONG
-                _paste_crop(canvas, labeled, sample, (column + position * step, y), colour, names)
-
-    y = bottom + 24
-    x = MARGIN
-    for colour, text in ((QUERY, "infrared query"), (RIGHT, "the same place"), (WRONG, "another place")):
-        draw.rectangle((x, y + 3, x + 16, y + 19), outline=colour, width=FRAME)
-        draw.text((x + 25, y), text, INK, _font(18))
-        x += 25 + int(draw.textlength(text, _font(18))) + 34
-    note = f"Queries drawn at random; the {NUM_RESULTS} nearest visible crops, nearest first."
-    note += " Landsat-7 ETM+, Olinda, Brazil."
-    draw.text((x, y), note, FAINT, _font(18))
-    return canvas
+def counts_text(result: ProtocolResult) -> str:
+    """`10 trials, 38,030 queries, 12 skipped`: queries that count and those without a match, in all trials."""
+    num_trials = len(result.trials)
+    counts = f"{num_trials} trial{'s' if num_trials > 1 else ''}, {result.num_queries:,} queries"
+    return f"{counts}, {result.num_skipped:,} skipped" if result.num_skipped else counts
 
 
-def _draw_queries(labeled: LabeledGallery, seed: int) -> list[int]:
-    """One infrared sample for each of a few random places, the sensors taking turns."""
-    gallery = labeled.unlabeled
-    rng = np.random.default_rng(seed)
-    places = rng.permutation(labeled.person_ids.unique().numpy())[:NUM_QUERIES]
-    sensors = gallery.camera_ids[gallery.modality_ids == INFRARED].unique()
-    queries = []
-    for turn, place in enumerate(places.tolist()):
-        mask = (labeled.person_ids == place) & (gallery.camera_ids == sensors[turn % len(sensors)])
-        queries.append(int(rng.choice(mask.nonzero().flatten().numpy())))
-    return queries
-
-
-def _rank(labeled: LabeledGallery, features: tuple[torch.Tensor, torch.Tensor], query: int) -> _Ranking:
-    visible = (labeled.unlabeled.modality_ids == VISIBLE).nonzero().flatten()
-    results = []
-    for rows in features:
-        similarity = F.normalize(rows[visible]) @ F.normalize(rows[query], dim=0)
-        order = similarity.argsort(descending=True, stable=True)[:NUM_RESULTS]
-        results.append(visible[order].tolist())
-    return _Ranking(query, (results[0], results[1]))
-
-
-def _maps(labeled: LabeledGallery, places: Sequence[int]) -> Image.Image:
-    """The scene twice, visible (true colour) and infrared (false colour), with the queried places numbered."""
-    bands, modality, _ = landsat_bands()
-    captions = {VISIBLE: "visible: red, green, blue", INFRARED: "infrared: SWIR2, SWIR1, NIR"}
-    views = []
-    for kind in (VISIBLE, INFRARED):
-        channels = [_stretch(band) for band in bands[modality == kind][::-1]]
-        scene = Image.fromarray(np.stack(channels, axis=2))
-        size = round(scene.width * MAP_SCALE), round(scene.height * MAP_SCALE)
-        views.append((scene.resize(size, Image.Resampling.LANCZOS), captions[kind]))
-    num_columns = bands.shape[2] // TILE
-    test_places = labeled.person_ids.unique().tolist()
-    width, height = views[0][0].size
-    scale = (NUM_QUERIES * (CROP_SIZE + GAP) - GAP - 2 * 26) / (2 * height)  # both maps beside the rows of results
-    small = round(width * scale), round(height * scale)
-    sheet = Image.new("RGB", (small[0], 2 * (small[1] + 26)), BACKGROUND)
-    for row, (scene, caption) in enumerate(views):
-        draw = ImageDraw.Draw(scene)
-        for place in test_places:
-            y, x = (round(corner * MAP_SCALE) for corner in tile_corner(place, num_columns))
-            box = (x, y, x + round(TILE * MAP_SCALE), y + round(TILE * MAP_SCALE))
-            if place in places:
-                draw.rectangle(box, outline=QUERY, width=4)
-                number = str(list(places).index(place) + 1)
-                draw.text((x + 12, y + 4), number, (255, 255, 255), _font(28), stroke_width=3, stroke_fill=INK)
-        offset = row * (small[1] + 26)
-        sheet.paste(scene.resize(small, Image.Resampling.LANCZOS), (0, offset))
-        ImageDraw.Draw(sheet).text((0, offset + small[1] + 3), caption, FAINT, _font(16))
-    return sheet
-
-
-def _paste_crop(
-    canvas: Image.Image,
-    labeled: LabeledGallery,
-    sample: int,
-    corner: tuple[int, int],
-    colour: tuple[int, int, int],
-    names: list[str],
-    number: int | None = None,
-) -> None:
-    """An upscaled crop in a frame, with the name of its sensor band and, for a query, its number on the map."""
-    pixels = _stretch(labeled.unlabeled.images[sample, 0].numpy())
-    inside = CROP_SIZE - 2 * FRAME
-    crop = Image.fromarray(pixels).resize((inside, inside), Image.Resampling.BICUBIC).convert("RGB")
-    x, y = corner
-    canvas.paste(crop, (x + FRAME, y + FRAME))
-    draw = ImageDraw.Draw(canvas)
-    draw.rectangle((x, y, x + CROP_SIZE - 1, y + CROP_SIZE - 1), outline=colour, width=FRAME)
-    outline = {"stroke_width": 2, "stroke_fill": INK}
-    name = names[int(labeled.unlabeled.camera_ids[sample])]
-    draw.text((x + 8, y + CROP_SIZE - 24), name, (255, 255, 255), _font(14), **outline)
-    if number is not None:
-        draw.text((x + 9, y + 6), str(number), (255, 255, 255), _font(20), **outline)
-
-
-def _stretch(pixels: np.ndarray) -> np.ndarray:
-    """Contrast for the eye: the 1st and 99th percentile become black and white; uint8."""
-    low, high = np.percentile(pixels, (1, 99))
-    shares = ((pixels - low) / max(high - low, 1.0)).clip(0, 1)
-    return (255 * shares).astype(np.uint8)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+def mean_spread(score: MeanSpread, num_trials: int) -> str:
+    """`61.2 +-0.4` for several trials, `61.2` for one; at most ten characters."""
+    if num_trials == 1 or score.mean != score.mean:
+        return percent(score.mean)
+    mean = "100" if score.mean > 0.9995 else percent(score.mean)
+    return f"{mean} +-{100 * score.spread:.0f}" if score.spread > 0.0995 else f"{mean} +-{percent(score.spread)}"

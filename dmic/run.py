@@ -38,6 +38,7 @@ from .models import TwoStreamNetwork, embed, resnet_two_stream, small_two_stream
 from .pseudo_labels import OUT_OF_MEMORY
 from .ranking import Rerank
 from .schedules import neighborhood_size
+from .tensorboard import event_log
 from .train import Batches, EpochLabels, Hooks, Objective, Record, Stage, TrainingState, make_optimizer, train
 
 CONFIG, BUILD, METRICS, CHECKPOINT, WEIGHTS = (
@@ -49,6 +50,7 @@ CONFIG, BUILD, METRICS, CHECKPOINT, WEIGHTS = (
 )
 # Where data lies and how fast it is read changes no result, so a run may go on with other values.
 FREE_SETTINGS = {"data.root": "", "data.cache_bytes": 0, "data.num_workers": 0, "train.checkpoint_seconds": 0.0}
+TENSORBOARD = "tensorboard"  # a folder, where that package is installed
 Progress = Callable[[str, int, int], None]
 
 
@@ -80,8 +82,10 @@ def build_dataset(config: Config) -> Dataset:
 def build_network(config: Config, num_channels: int) -> TwoStreamNetwork:
     """The network that a configuration names, with the weights that it starts from."""
     network, seed = config.network, config.train.seed
+    known = {"imagenet": "imagenet", "random": None}
+    weights = known[network.weights] if network.weights in known else Path(network.weights)
     if network.kind == "small":
-        return small_two_stream(
+        built = small_two_stream(
             num_channels=num_channels,
             width=network.width,
             stem_stride=network.stem_stride,
@@ -89,13 +93,12 @@ def build_network(config: Config, num_channels: int) -> TwoStreamNetwork:
             embedding_dim=network.embedding_dim,
             seed=seed,
         )
+        return load_weights(built, weights) if isinstance(weights, Path) else built
     depths = {"resnet18": 18, "resnet50": 50}
     if network.kind not in depths:
         raise ValueError(f"config: network.kind must be one of small, {', '.join(depths)}, got {network.kind!r}")
     if num_channels != 3:
         raise ValueError(f"config: {network.kind} takes images of 3 channels, the data set has {num_channels}")
-    known = {"imagenet": "imagenet", "random": None}
-    weights = known[network.weights] if network.weights in known else Path(network.weights)
     return resnet_two_stream(depth=depths[network.kind], weights=weights, non_local=network.non_local, seed=seed)
 
 
@@ -179,7 +182,7 @@ class RunFolder:
             except KeyboardInterrupt:
                 raise Interrupted(how) from None
             except OSError as error:
-                raise OSError(f"{error}; {how}") from error
+                raise OSError(f"{error}; once that is mended, {how}") from error
             except (MemoryError, RuntimeError) as error:
                 if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
                     raise
@@ -410,6 +413,7 @@ def run_training(
         folder.forget_after(sum(stage.num_epochs for stage in stages[: state.stage]) + state.epoch if saved else -1)
         with atomic_write(folder / BUILD) as file:
             file.write((json.dumps(describe_build(device), indent=1) + "\n").encode())
+        tensorboard = event_log(folder / TENSORBOARD)
         last_saved = time.monotonic()
 
         def save(state: TrainingState) -> None:
@@ -435,6 +439,7 @@ def run_training(
 
         def log(record: Record) -> None:
             folder.log(record)
+            tensorboard(record)
             report(record)
 
         def evaluate(epoch: int) -> Record:
@@ -486,11 +491,16 @@ def load_run(folder: Path, settings: tuple[str, ...] = ()) -> tuple[Config, TwoS
             raise ValueError(f"{folder}: not a finished run, {name} is missing{advice}")
     config = load_config(str(folder / CONFIG), settings)
     network = build_blank(config, 1 if config.data.kind == "landsat" else 3)
+    return config, load_weights(network, folder / WEIGHTS).eval()
+
+
+def load_weights(network: TwoStreamNetwork, path: Path) -> TwoStreamNetwork:
+    """The network with the weights of a safetensors file; ValueError if they are not those of such a network."""
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"{folder / WEIGHTS}: does not hold the weights of this run ({error})") from None
-    return config, network.eval()
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ValueError(f"{path}: does not hold the weights of this network ({error})") from None
+    return network
 
 
 def embed_test(network: TwoStreamNetwork, dataset: Dataset, progress: Progress | None = None) -> torch.Tensor:

@@ -421,9 +421,11 @@ def _train_epoch(
     with closing(drawn):
         while state.iteration < batches.num_iterations:
             state.optimizer.param_groups[0]["lr"] = rate * min(1.0, (state.iteration + 1) / max(1, warmup))
+            with _timed(record, "load"):
+                loaded = iter([next(drawn) for _ in order for _ in range(batches.accumulate)])
             with _timed(record, "train"):
                 for step in steps:
-                    _step(state, step, drawn, batches, objective)
+                    _step(state, step, loaded, batches, objective)
             state.iteration += 1
             hooks.after_iteration(state)
             if hooks.progress:
@@ -432,7 +434,7 @@ def _train_epoch(
 
 
 def _step(
-    state: TrainingState, step: list[_Group], drawn: Iterator[Batch], batches: Batches, objective: Objective
+    state: TrainingState, step: list[_Group], loaded: Iterator[Batch], batches: Batches, objective: Objective
 ) -> None:
     """One step of the optimiser, then one update of every memory that took part."""
     state.optimizer.zero_grad()
@@ -440,7 +442,7 @@ def _step(
     for group in step:
         seen.append([])
         for _ in range(batches.accumulate):
-            batch = next(drawn)
+            batch = next(loaded)
             losses, embeddings = group.losses(state.network, batch, objective.temperature)
             (sum(losses[term.name] * term.weight for term in group.terms) / batches.accumulate).backward()
             values = torch.stack(list(losses.values())).tolist()

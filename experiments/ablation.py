@@ -37,6 +37,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.ablation", description=__doc__.splitlines()[0])
     parser.add_argument("ablation", type=Path, metavar="FILE.toml")
     parser.add_argument("--data", type=Path, metavar="PATH", help="the data set's folder, where the recipe needs one")
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights that every run starts from (experiments.pretrain)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one thread each")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="leave the other variants out")
@@ -58,7 +61,7 @@ def main() -> int:
         done = {(run["variant"], run["seed"]) for run in load_results(results)}
         todo = [pair for pair in wanted if pair not in done]
         with ThreadPoolExecutor(options.jobs) as pool:
-            for run in pool.map(lambda pair: run_variant(ablation, *pair, options.data), todo):
+            for run in pool.map(lambda pair: run_variant(ablation, *pair, options), todo):
                 results.write_text(json.dumps([*load_results(results), run], indent=1) + "\n", encoding="utf-8")
                 print(f"{run['variant']}, seed {run['seed']}: {run['seconds']:.0f} s", flush=True)
     print(table(ablation, load_results(results)))
@@ -68,17 +71,25 @@ def main() -> int:
 def settings_of(ablation: dict[str, Any], variant: str, seed: int) -> list[str]:
     """What `--set` is given: the shared settings, those of the variant, and the seed."""
     tables = (ablation.get("settings", {}), ablation["variants"][variant])
-    return [*(f"{key}={json.dumps(value)}" for table in tables for key, value in table.items()), f"train.seed={seed}"]
+    return [*(f"{key}={toml_value(value)}" for table in tables for key, value in table.items()), f"train.seed={seed}"]
 
 
-def run_variant(ablation: dict[str, Any], variant: str, seed: int, data: Path | None) -> dict[str, Any]:
+def toml_value(value: Any) -> str:
+    """A number, a word or an inline table, as TOML writes it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml_value(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)
+
+
+def run_variant(ablation: dict[str, Any], variant: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """Train one variant in a process of its own, and keep the records of its first and last epoch and a curve."""
     settings = settings_of(ablation, variant, seed)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
         command = [sys.executable, "-m", "dmic", "train", ablation["recipe"], "--out", str(out), "--device", "cpu"]
         command += [part for setting in settings for part in ("--set", setting)]
-        command += ["--data", str(data)] if data else []
+        command += ["--data", str(options.data)] if options.data else []
+        command += ["--set", f"network.weights={options.weights}"] if options.weights else []
         start = time.perf_counter()
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -93,6 +104,7 @@ def run_variant(ablation: dict[str, Any], variant: str, seed: int, data: Path | 
         "variant": variant,
         "seed": seed,
         "settings": settings,
+        "weights": options.weights.name if options.weights else None,
         "seconds": seconds,
         "stopped": stopped,
         "machine": f"{os.cpu_count()} x {platform.machine()}, one thread",

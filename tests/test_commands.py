@@ -85,7 +85,7 @@ class TestTrain:
         record = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
         assert set(record["known"]["shared"]) == {"purity", "splits"}
         assert record["peak_bytes"] > 10**7
-        assert set(record["seconds"]) == {"embed", "cluster", "train", "evaluate"}
+        assert set(record["seconds"]) == {"embed", "cluster", "load", "train", "evaluate"}
 
     def test_a_folder_that_holds_a_run_is_not_overwritten(self, trained, tree, run):
         before = (trained / "weights.safetensors").read_bytes()

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from dmic.constants import NOISE
-from dmic.data import Gallery, LabeledGallery
-from dmic.evaluate import cross_modality_metrics, purity, retrieval_metrics, splits
+from dmic.evaluate import purity, retrieval_metrics, splits
 
 
 def at_angles(*degrees):
@@ -76,14 +75,6 @@ def test_equals_the_formulas_for_every_chunk_size(chunk_bytes):
     assert found.cmc == pytest.approx(cmc)
     assert found.mean_average_precision == pytest.approx(mean_ap, rel=1e-9)
     assert found.mean_inverse_negative_penalty == pytest.approx(mean_inp, rel=1e-9)
-
-
-def test_both_directions_use_the_other_modality_as_gallery():
-    unlabeled = Gallery(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4), torch.tensor([0, 1, 0, 1]))
-    labeled = LabeledGallery(unlabeled, torch.tensor([5, 5, 6, 6]))
-    found = cross_modality_metrics(at_angles(0, 80, 95, 100), labeled)
-    assert found["visible_to_infrared"].cmc[1] == 1.0  # 0 is nearest to 80, 95 to 100
-    assert found["infrared_to_visible"].cmc[1] == 0.5  # 80 and 100 are both nearest to 95
 
 
 def test_bad_arguments_are_named():

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmic.data import Gallery, LabeledGallery, Protocol, Trial
 from dmic.data.cross_modality import cross_modality_protocols
-from dmic.evaluate import evaluate_protocol, retrieval_metrics, used_samples
+from dmic.evaluate import ProtocolResult, RetrievalMetrics, evaluate_protocol, retrieval_metrics, used_samples
 from dmic.ranking import Rerank, cosine, reranked_distances, unit_rows
 from dmic.report import protocol_table
 
@@ -429,26 +429,26 @@ def test_bad_arguments_are_named():
 
 
 def shown(table):
-    console = Console(file=io.StringIO(), width=160)
+    console = Console(file=io.StringIO(), width=80)
     console.print(table)
     return console.file.getvalue()
 
 
-def test_the_table_names_the_protocol_beside_every_number():
+def test_the_name_of_the_protocol_stands_above_its_numbers():
     features, labeled = at_angles(0, 10, 20, 30, 90), labeled_gallery([1, 2, 1, 2, 9])
     query = torch.tensor([0, 4])
     trials = (Trial(query, torch.tensor([2, 3])), Trial(query, torch.tensor([1, 2])))
     protocols = Protocol("two trials", trials), Protocol("one trial", trials[1:])
     before, after = ([evaluate_protocol(rows, labeled, p) for p in protocols] for rows in (features, features.flip(1)))
     lines = shown(protocol_table({"before": before, "after": after})).splitlines()
-    rows = [line for line in lines if "trial" in line and any(moment in line for moment in ("before", "after"))]
-    assert [("two" in row, "before" in row) for row in rows] == [(t, m) for t in (True, False) for m in (True, False)]
-    assert "50.0 +- 50.0" in rows[0]  # Rank-1
-    assert "75.0 +- 25.0" in rows[0]  # mAP
-    assert "+-" not in rows[2]
-    assert "0.0" in rows[2]
-    assert ["2 (2 skipped)" in row for row in rows] == [True, True, False, False]
-    assert ["1 (1 skipped)" in row for row in rows] == [False, False, True, True]
+    starts = [line.split("  ")[0].split(" ")[0] for line in lines]
+    assert starts == ["Retrieval,", "", "two", "", "before", "after", "", "one", "", "before", "after"]
+    assert lines[2].startswith("two trials  2 trials, 2 queries, 2 skipped")
+    assert lines[7].startswith("one trial  1 trial, 1 queries, 1 skipped")
+    assert "50.0 +-50" in lines[4]  # Rank-1
+    assert "75.0 +-25" in lines[4]  # mAP
+    assert "+-" not in lines[9]
+    assert "0.0" in lines[9]
 
 
 def test_the_table_of_one_moment_does_not_name_it():
@@ -457,3 +457,24 @@ def test_the_table_of_one_moment_does_not_name_it():
     assert "random" in text
     assert "Rank-20" in text
     assert "+-" not in text
+
+
+def test_ten_trials_fit_in_80_columns_and_nothing_is_cut():
+    def result(name, shares):
+        trials = (RetrievalMetrics(dict.fromkeys((1, 5, 10, 20), s), s, s, 3_803, 12_345) for s in shares)
+        return ProtocolResult(name, tuple(trials))
+
+    name = "SYSU-MM01, indoor search, single shot, re-ranked, k1=20, k2=6, lambda=0.3"
+    cases = {
+        "100 +-0.0": [1.0] * 10,
+        "50.0 +-50": [0.0, 1.0] * 5,
+        "61.2 +-0.4": [0.608, 0.616] * 5,
+        "-": [math.nan] * 2,
+    }
+    for cell, shares in cases.items():
+        text = shown(protocol_table({"before": [result(name, shares)], "after": [result(name, shares)]}))
+        assert name in text
+        assert max(map(len, text.splitlines())) <= 80
+        assert "\u2026" not in text
+        rows = [line for line in text.splitlines() if line.startswith(("before", "after"))]
+        assert [row.count(f" {cell}") for row in rows] == [6, 6]

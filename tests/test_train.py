@@ -127,7 +127,7 @@ def test_every_epoch_is_logged_with_clusters_losses_and_seconds(galleries):
     assert (first["stage"], second["stage"]) == (1, 2)
     assert set(first["loss"]) == STAGE_1
     assert set(second["loss"]) == STAGE_1 | JOINT
-    assert set(second["seconds"]) == {"embed", "cluster", "train", "evaluate"}
+    assert set(second["seconds"]) == {"embed", "cluster", "load", "train", "evaluate"}
     assert second["shared"]["clusters"] > 0
     assert first["shared"]["clusters"] == 0
     assert second["peak_bytes"] > 10**7

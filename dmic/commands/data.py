@@ -10,7 +10,7 @@ from rich.console import Console
 
 from ..data import check_dataset, detect_dataset
 from ..data.kinds import READERS
-from ..data.pedestrians import write_pedestrians
+from ..data.pedestrians import DEFAULT, Difficulty, write_pedestrians
 from ..data.tree import COUNT, ERROR, NOTE
 from . import common
 
@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     draw.add_argument("--identities", type=int, default=100, metavar="N", help="people, test people included (100)")
     draw.add_argument("--test-identities", type=int, metavar="N", help="of them for testing (a fifth)")
     draw.add_argument("--images", type=int, default=8, metavar="N", help="images of a person in a camera, about (8)")
+    draw.add_argument(
+        "--camera-share", type=float, default=0.85, metavar="S", help="chance that a camera saw one (0.85)"
+    )
+    draw.add_argument(
+        "--difficulty", type=float, default=1.0, metavar="D", help="spread within a person: pose, light, ... (1)"
+    )
     draw.add_argument("--height", type=int, default=128, metavar="PIXELS", help="128")
     draw.add_argument("--width", type=int, default=64, metavar="PIXELS", help="64")
     draw.add_argument("--seed", type=int, default=0, metavar="N", help="0")
@@ -46,6 +52,13 @@ def run(options: argparse.Namespace) -> int:
                 num_identities=options.identities,
                 num_test_identities=options.test_identities,
                 images_per_camera=options.images,
+                camera_share=options.camera_share,
+                difficulty=Difficulty(
+                    pose=options.difficulty,
+                    framing=options.difficulty,
+                    light=options.difficulty,
+                    occlusion=DEFAULT.occlusion * options.difficulty,
+                ),
                 height=options.height,
                 width=options.width,
                 seed=options.seed,

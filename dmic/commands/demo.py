@@ -10,8 +10,8 @@ from rich.console import Console
 from ..config import Config, load_config
 from ..data import Dataset
 from ..evaluate import ProtocolResult
+from ..landsat_picture import retrieval_picture
 from ..models import TwoStreamNetwork, embed
-from ..report import retrieval_picture
 from ..run import RunFolder, build_network
 from . import common
 from .train import train_in

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..checkpoint import atomic_write
 from ..report import protocol_table
+from ..report_page import SYNTHETIC, is_synthetic
 from ..run import build_dataset, embed_test, load_run, score
 from . import common
 
@@ -41,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
         features = embed_test(network.to(common.device(options.device)), dataset, progress)
         results = score(features, dataset, rerank=options.rerank)
     console.print(protocol_table({"": results}))
+    if is_synthetic(config):
+        console.print(f"\n{SYNTHETIC}")
     out = options.out or options.run_folder / "evaluation.json"
     with atomic_write(out) as file:
         file.write((json.dumps([result.as_record() for result in results], indent=1) + "\n").encode())

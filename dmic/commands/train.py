@@ -11,7 +11,8 @@ from rich.console import Console
 from ..config import Config, load_config, read_toml, recipes
 from ..evaluate import ProtocolResult
 from ..report import EpochLines, protocol_table
-from ..run import CHECKPOINT, CONFIG, METRICS, WEIGHTS, Interrupted, RunFolder, run_training
+from ..report_page import REPORT, SYNTHETIC, is_synthetic, write_report
+from ..run import CHECKPOINT, CONFIG, METRICS, WEIGHTS, RunFolder, run_training
 from . import common
 
 
@@ -56,19 +57,16 @@ def resolve(options: argparse.Namespace) -> tuple[RunFolder, Config]:
 
 
 def train_in(folder: RunFolder, config: Config, console: Console, *, resume: bool, device: str):
-    """`run_training` with a line for every epoch, a table of scores, and the names of what was written.
+    """`run_training` with a line for every epoch, tables of scores, a report, and the names of what was written.
 
     Returns:
         The network and the data set.
     """
     lines = EpochLines(console)
-    try:
-        with common.phases(console) as progress:
-            network, dataset = run_training(
-                config, folder, resume=resume, device=device, report=lines.show, progress=progress
-            )
-    except Interrupted:
-        raise Interrupted(f"continue with: dmic train --resume --out {folder.path}") from None
+    with common.phases(console) as progress:
+        network, dataset = run_training(
+            config, folder, resume=resume, device=device, report=lines.show, progress=progress
+        )
     records = folder.records()
     scored = [record for record in records if record.get("retrieval")]
     moments = (
@@ -82,8 +80,13 @@ def train_in(folder: RunFolder, config: Config, console: Console, *, resume: boo
     console.print()
     if moments:
         console.print(protocol_table(moments))
-        console.print("Scores are of the last epoch, not of the best one.")
+        console.print("\nScores are of the last epoch, not of the best one.")
+        if is_synthetic(config):
+            console.print(SYNTHETIC)
+    write_report(folder, config, network, dataset)
+    console.print()
     for name, what in (
+        (REPORT, "scores, curves and pictures, for a browser"),
         (METRICS, "one record per epoch"),
         (CONFIG, "every setting; `dmic train` with it repeats the run"),
         (WEIGHTS, "the trained network, for `dmic evaluate` and `dmic embed`"),

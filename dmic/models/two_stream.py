@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -13,6 +14,7 @@ from ..constants import INFRARED, VISIBLE
 from ..data import Gallery
 from ..data.prefetch import prefetch
 
+POOLED_STRIDE = 4  # of small stems: from here on edges are pooled
 EMBED_BATCH = 256  # images embedded at once; bounds memory, changes no result beyond rounding
 
 Progress = Callable[[str, int, int], None]
@@ -172,14 +174,15 @@ def small_two_stream(
 ) -> TwoStreamNetwork:
     """A network of seven layers from random weights, for small images on a CPU.
 
-    The stems differ from the start, each with its own random weights. They keep only the magnitude of their responses:
-    an edge between two surfaces is in the same place in visible and infrared light, but which side is brighter often
-    differs, so signed responses would tie the modalities together the wrong way round as easily.
+    The stems start as copies of each other, as those of a pretrained network do, and part during training. They keep
+    only the magnitude of their responses: an edge between two surfaces is in the same place in visible and infrared
+    light, but which side is brighter often differs, so signed responses would tie the modalities together the wrong way
+    round as easily.
 
     Args:
         num_channels: of the images.
         width: channels of the stems; the trunk has up to 4 times as many.
-        stem_stride: pixels between the responses of a stem; 2 for images twice as large.
+        stem_stride: pixels between the responses of a stem: 1, or 2 or 4 for larger images; 4 pools edges of 5 x 5.
         grid: rows and columns of cells that the pool keeps.
         embedding_dim: d.
         seed: of the weights; the global random state is left alone.
@@ -187,7 +190,7 @@ def small_two_stream(
     rows, columns = grid
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        stems = [nn.Sequential(Standardize(), _edges(num_channels, width, stem_stride)) for _ in range(2)]
+        stem = nn.Sequential(Standardize(), _edges(num_channels, width, stem_stride))
         trunk = nn.Sequential(
             _block(width, width),
             _block(width, 2 * width, stride=2),
@@ -196,7 +199,7 @@ def small_two_stream(
             _block(4 * width, 4 * width),
         )
         head = nn.Sequential(GeMPool(grid=grid), nn.Linear(4 * width * rows * columns, embedding_dim))
-        network = TwoStreamNetwork(stems, trunk, head, embedding_dim)
+        network = TwoStreamNetwork([stem, copy.deepcopy(stem)], trunk, head, embedding_dim)
     return network.to(memory_format=torch.channels_last)  # the faster layout for convolutions on CPUs
 
 
@@ -210,7 +213,11 @@ def _conv(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _edges(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(_conv(channels_in, channels_out, stride), _Magnitude(), nn.BatchNorm2d(channels_out))
+    if stride < POOLED_STRIDE:
+        return nn.Sequential(_conv(channels_in, channels_out, stride), _Magnitude(), nn.BatchNorm2d(channels_out))
+    # Pooled magnitudes of fine edges tell a texture, which a coarser grid of edges would miss.
+    edges = nn.Conv2d(channels_in, channels_out, 5, stride // 2, padding=2, bias=False)
+    return nn.Sequential(edges, _Magnitude(), nn.BatchNorm2d(channels_out), nn.MaxPool2d(2))
 
 
 def _block(channels_in: int, channels_out: int, stride: int = 1) -> nn.Sequential:
