@@ -16,13 +16,13 @@ p { margin: 6px 0; max-width: 46em; }
 .faint { color: var(--faint); font-size: .9rem; }
 .notice { background: var(--note); border-left: 4px solid var(--note-rule); padding: 10px 14px; margin: 14px 0; }
 .cards, .charts { display: grid; gap: 14px; margin: 14px 0; }
-.cards { grid-template-columns: repeat(auto-fill, minmax(min(100%, 225px), 1fr)); }
+.cards { grid-template-columns: repeat(auto-fill, minmax(min(100%, 235px), 1fr)); }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 400px), 1fr)); }
 .card, .chart, .retrieval { background: var(--card); border: 1px solid var(--rule); border-radius: 8px;
   break-inside: avoid; }
 .card { padding: 12px 14px; }
 .card h3 { font-size: .9rem; line-height: 1.35; font-weight: 600; margin: 0 0 6px; }
-.card div { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 8px; font-variant-numeric: tabular-nums; }
+.card div { display: flex; align-items: baseline; gap: 0 7px; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .card .name { color: var(--faint); width: 3.6em; font-size: .9rem; }
 .card .was { color: var(--faint); }
 .card .now { font-size: 1.35rem; font-weight: 650; }
@@ -61,7 +61,7 @@ figure { margin: 0; }
 .band.s4, circle.s4, rect.s4 { fill: var(--c4); }
 .reference { fill: none; stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 1 3; }
 .retrieval { display: grid; grid-template-columns: 92px 1fr 1fr; gap: 6px 22px; padding: 12px 14px; margin: 10px 0; }
-.strip { display: grid; grid-template-columns: repeat(6, 1fr); gap: 4px 6px; align-items: start; }
+.strip { display: grid; grid-template-columns: repeat(6, 1fr); gap: 4px 6px; align-content: start; }
 .strip .moment { grid-column: 1 / -1; }
 .moment, .shot figcaption { font-size: .75rem; line-height: 1.3; color: var(--faint); }
 .shot { position: relative; }
@@ -81,6 +81,7 @@ pre { background: var(--card); border: 1px solid var(--rule); border-radius: 8px
   .retrieval .query { grid-row: 1 / 3; }
   .strip { gap: 3px 4px; }
   .strip figcaption span { display: none; }
+  th, td { padding-right: 8px; }
   tr.protocol span { display: block; }
   .shot img { border-width: 2px; }
 }
