@@ -54,6 +54,8 @@ def dmic_process(*arguments, **options) -> subprocess.Popen:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "dmic", *map(str, arguments)]
     pipe = subprocess.PIPE
+    # A test run in the background of a shell hands down that Ctrl-C is ignored.
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, **options)
 
 
