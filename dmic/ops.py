@@ -17,6 +17,7 @@ import torch
 from ._arrays import dtype_name, like, to_integer, to_tensor
 from ._native import call
 from .csr import Csr
+from .directions import leading_directions
 
 Progress = Callable[[str, int, int], None]
 
@@ -119,12 +120,16 @@ def knn_graph_and_redone(
     therefore compared with every sample exactly. Depends on the device: the CPU has no such rows."""
     tensor = _features("knn_graph", features)
     k1, block_rows = to_integer(k1, "knn_graph: k1"), to_integer(block_rows, "knn_graph: block_rows")
-    neighbor_idx, neighbor_dist, redone = call(progress, torch.ops.dmic.knn_graph.default, tensor, k1, block_rows)
-    return neighbor_idx, neighbor_dist, redone if torch.compiler.is_compiling() else int(redone)
+    compiling = torch.compiler.is_compiling()
+    wanted = not compiling and tensor.device.type == "cpu" and tensor.dim() == 2
+    directions = leading_directions(tensor, k1) if wanted else None
+    op = torch.ops.dmic.knn_graph.default
+    neighbor_idx, neighbor_dist, redone = call(progress, op, tensor, k1, block_rows, directions)
+    return neighbor_idx, neighbor_dist, redone if compiling else int(redone)
 
 
 @torch.library.register_fake("dmic::knn_graph")
-def _(features, k1, block_rows=0):
+def _(features, k1, block_rows=0, directions=None):
     rows = features.shape[0]
     idx, dist = features.new_empty(rows, k1, dtype=torch.int32), features.new_empty(rows, k1)
     return idx, dist, features.new_empty(1, dtype=torch.int64)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from . import directions
 from ._arrays import dtype_name, like, to_integer, to_tensor
 from .constants import NOISE
 from .csr import Csr
@@ -108,6 +109,8 @@ def estimate_memory(
     features = 4 * n * num_features if copy_features or (on_gpu and num_features % 8) else 0
     neighbors = 4 * n * k1
     candidates = n * (ENTRY_BYTES * (3 * k1 + 64) + 32)
+    if n >= directions.MIN_SAMPLES and num_features >= directions.MIN_COLUMNS:
+        candidates = 2 * candidates + 4 * n * (directions.WIDTHS[-1] + 1 + 2 * k1)
     workers = torch.get_num_threads() * (5_000_000 + 2_000 * num_features + 12 * n)
     if on_gpu:
         candidates = n * (ENTRY_BYTES * max(256, 3 * k1 + 64) + 2 * num_features + 64)

@@ -21,7 +21,7 @@ MODULES = {
 OPS = re.findall(r'm\.def\(\s*"(\w+)\(', (CSRC / "registration.cpp").read_text())
 
 # What the ops are made of. The rest of the package may use these; they know nothing of the rest.
-FOUNDATION = {"_version", "constants", "_arrays", "csr", "reference", "_native", "ops"}
+FOUNDATION = {"_version", "constants", "_arrays", "csr", "reference", "_native", "directions", "ops"}
 MAY_LOAD_THE_LIBRARY = {"__init__", "ops", "doctor", "_native"}
 
 

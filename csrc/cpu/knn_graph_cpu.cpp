@@ -6,8 +6,14 @@
 // keep them full, re-scored exactly. At the end every list is re-scored with the canonical float64 distance and sorted
 // by (distance, index): the result does not depend on tiles, threads or instruction set.
 //
-// Operations: N^2 d multiply-adds / 2, plus about 1.1 k1 N canonical dot products of d. Scratch: 8 (3 k1 + 64) N + 32 N
-// bytes, and about 4 MB + 2 KB x d per thread.
+// With m directions a tile is first compared by sketches of m + 1 numbers, whose products bound x.y from above; the few
+// pairs that this does not settle get their canonical distance at once, and a tile with too many of them is computed as
+// above. The neighbours among sketches, searched first, give thresholds to start from. Directions that suit the features
+// badly cost time and change no bit.
+//
+// Operations: N^2 d multiply-adds / 2, plus about 1.1 k1 N canonical dot products of d; with directions N^2 (m + 1)
+// + N d m, plus about 2.5 k1 N canonical dot products, more where the bound is loose. Scratch: 8 (3 k1 + 64) N + 32 N
+// bytes, with directions twice that and 4 (m + 2 k1) N, and about 4 MB + 2 KB x d per thread.
 #include "../ops/knn_graph.h"
 
 #include <algorithm>
@@ -15,6 +21,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <vector>
 
 #include "../canonical/dot.h"
@@ -30,6 +37,9 @@ constexpr int64_t kMaxTile = 2048;                   // of either side, whatever
 constexpr int64_t kRowTilesPerItem = 8;              // one packed column block serves this many tiles
 constexpr int64_t kRowsPerLock = 256;
 constexpr int64_t kRowsPerChunk = 32;
+constexpr int64_t kDotCost = 6;                      // of a canonical dot product, in multiply-adds of a tile, per column
+constexpr int64_t kSketchRoom = 48;                  // entries beyond k1 after which a list of exact distances is cut
+constexpr double kMaxSkew = 1.0 / 16;                // of directions that are not quite orthonormal
 constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -63,13 +73,17 @@ void pack(const float* features, int64_t d, int64_t first, int64_t count, int64_
 
 class Search {
  public:
-  Search(const float* features, int64_t rows, int64_t d, int64_t k1, int64_t block_rows)
+  Search(const float* features, int64_t rows, int64_t d, int64_t k1, int64_t block_rows, const float* directions,
+         int64_t num_directions)
       : kernels_(simd()),
         features_(features),
+        directions_(directions),
         rows_(rows),
         d_(d),
         k1_(k1),
+        width_(num_directions ? num_directions + 1 : 0),
         capacity_(std::min(rows, 3 * k1 + 64)),
+        room_(width_ ? std::min(capacity_, k1 + kSketchRoom) : capacity_),
         tile_rows_(round_up(block_rows ? std::min(block_rows, kMaxTile) : kTileRows, kernels_.panel_rows)),
         tile_cols_(round_up(block_rows ? std::min(block_rows, kMaxTile) : kTileCols, kernels_.panel_cols)),
         norm_sq_(rows),
@@ -90,18 +104,26 @@ class Search {
       const int64_t end = std::min(rows_, col + tile_cols_);
       scores += (end - col) * end;
     }
-    return scores + rows_ * kFinishWeight;
+    return (scores + rows_ * kFinishWeight) * (width_ ? 2 : 1);
   }
 
   void run(Progress& progress, int32_t* neighbor_idx, float* neighbor_dist) {
     check_finite(progress, "knn_graph", features_, rows_, d_);
     measure(progress);
+    if (width_) {
+      sketch(progress);
+      seed(progress);
+    }
     compare(progress);
     finish(progress, neighbor_idx, neighbor_dist);
   }
 
  private:
   static constexpr int64_t kFinishWeight = 512;  // progress units of finishing a row, in scores
+
+  struct Block {  // consecutive rows
+    int64_t begin, count;
+  };
 
   struct Scratch {  // one per worker
     std::vector<double> wide, dots, upper;
@@ -112,10 +134,10 @@ class Search {
   Scratch new_scratch() const {
     Scratch scratch;
     scratch.wide.resize(round_up(d_, kDotLanes));
-    scratch.dots.resize(capacity_);
+    scratch.dots.resize(std::max(capacity_, tile_cols_));
     scratch.upper.resize(capacity_);
     scratch.ranked.resize(capacity_);
-    scratch.pending.resize(capacity_);
+    scratch.pending.resize(tile_cols_);
     return scratch;
   }
 
@@ -139,6 +161,66 @@ class Search {
 
   double scaled_norm(int64_t i) const { return norm_sq_[i] * scale_sq_; }
 
+  // |V V^T - 1|, as the root of the sum of squares: what the directions lack in being orthonormal.
+  double skew(Progress& progress) const {
+    const int64_t m = width_ - 1;
+    std::vector<double> squares(m, 0.0);
+    for_each_chunk(
+        progress, m, 1, [&] { return std::pair(std::vector<double>(d_ + kDotLanes), std::vector<double>(m)); },
+        [&](int64_t a, int64_t, auto& scratch) {
+          std::vector<int32_t> every(m);
+          std::iota(every.begin(), every.end(), 0);
+          kernels_.dots(directions_ + a * d_, directions_, d_, every.data(), m, scratch.first.data(),
+                        scratch.second.data());
+          for (int64_t b = 0; b < m; ++b) squares[a] += std::pow(scratch.second[b] - (a == b), 2);
+        });
+    progress.check();
+    return std::sqrt(std::accumulate(squares.begin(), squares.end(), 0.0)) + 1e-12 * m;
+  }
+
+  // The sketch of x is (p, r): p = V x along the directions and r >= |x - V^T p|, the length of what is left. With V V^T
+  // = 1 + E and p = V x + e, x.y = p.q + p E q + p V (y - V^T q) + q V (x - V^T p) + (x - V^T p)(y - V^T q), so that
+  // |x.y - p.q| <= r s + 3 |E| |p| |q| + |p| |e_y| + |q| |e_x|: the product of two sketches is at least x.y but for
+  // `error` |x| |y|. Absolute errors of underflow are made up for by r >= 2^-40.
+  void sketch(Progress& progress) {
+    const int64_t m = width_ - 1, padded = round_up(m, kernels_.panel_cols);
+    const double skew_of_all = skew(progress), along = tile_error(d_) * std::sqrt(m * (1 + skew_of_all));
+    DMIC_CHECK(skew_of_all <= kMaxSkew, "knn_graph: directions must be orthonormal rows, got V V^T that is ", skew_of_all,
+               " from 1");
+    const double error = 1.1 * tile_error(width_) + 3.3 * skew_of_all + 2.2 * along + 8 * kRounding;
+    sketches_.reset(new float[rows_ * width_]);
+    sketch_reach_.resize(rows_);
+    std::vector<float> packed(padded * d_);
+    for (int64_t k = 0; k < d_; k += kTileDepth)
+      pack(directions_, d_, 0, m, kernels_.panel_cols, k, std::min(kTileDepth, d_ - k), 1.0, packed.data() + padded * k);
+    struct Worker {
+      std::vector<float> rows, scores;
+    };
+    const auto new_worker = [&] {
+      return Worker{std::vector<float>(tile_rows_ * std::min(d_, kTileDepth)), std::vector<float>(tile_rows_ * padded)};
+    };
+    for_each_chunk(progress, rows_, tile_rows_, new_worker, [&](int64_t begin, int64_t end, Worker& worker) {
+      const int64_t rows = end - begin;
+      for (int64_t k = 0; k < d_; k += kTileDepth) {
+        const int64_t depth = std::min(kTileDepth, d_ - k);
+        pack(features_, d_, begin, rows, kernels_.panel_rows, k, depth, scale_, worker.rows.data());
+        kernels_.tile(worker.rows.data(), packed.data() + padded * k, round_up(rows, kernels_.panel_rows), padded, depth,
+                      k == 0, worker.scores.data(), padded);
+      }
+      for (int64_t i = begin; i < end; ++i) {
+        const float* p = &worker.scores[(i - begin) * padded];
+        const double norm_sq = scaled_norm(i), length = std::sqrt(norm_sq);
+        double sum = 0;
+        for (int64_t k = 0; k < m; ++k) sum += static_cast<double>(p[k]) * p[k];
+        const double left = norm_sq * (1 + 1e-12) - sum * (1 - 1e-12 - skew_of_all) + 2 * std::sqrt(sum) * along * length;
+        std::copy_n(p, m, &sketches_[i * width_]);
+        sketches_[i * width_ + m] = float_above(std::sqrt(std::max(left, 0.0) + 0x1p-80) * (1 + 1e-12));
+        sketch_reach_[i] = float_above(2 * error * length * (1 + kRounding));
+      }
+    });
+    progress.check();
+  }
+
   // Bound on the error of n_j - 2 x_i.y_j as the filter computes it, in scaled units: 16 roundings of n_j are in norm_,
   // two more in the filter's arithmetic.
   double reach(int64_t i, int64_t j) const {
@@ -152,6 +234,32 @@ class Search {
     const float rounded = float_above(std::max(0.0, upper / scale_sq_));
     const float next = std::nextafter(rounded, kInfinity);
     return std::isinf(next) ? HUGE_VAL : next * scale_sq_;
+  }
+
+  // Thresholds from the canonical distances of the k1 samples whose sketches are nearest.
+  void seed(Progress& progress) {
+    const std::unique_ptr<int32_t[]> idx(new int32_t[rows_ * k1_]);
+    {
+      const std::unique_ptr<float[]> dist(new float[rows_ * k1_]);
+      Search search(sketches_.get(), rows_, width_, k1_, 0, nullptr, 0);
+      search.measure(progress);
+      search.compare(progress);
+      search.finish(progress, idx.get(), dist.get());
+    }
+    progress.check();
+    const auto new_dots = [&] { return std::pair(std::vector<double>(d_ + kDotLanes), std::vector<double>(k1_)); };
+    for_each_chunk(progress, rows_, kRowsPerChunk, new_dots, [&](int64_t begin, int64_t end, auto& scratch) {
+      for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
+        const int32_t* mine = &idx[i * k1_];
+        kernels_.dots(features_ + i * d_, features_, d_, mine, k1_, scratch.first.data(), scratch.second.data());
+        float farthest = 0;
+        for (int64_t t = 0; t < k1_; ++t)
+          farthest = std::max(farthest, static_cast<float>(squared_distance(norm_sq_[i], norm_sq_[mine[t]],
+                                                                            scratch.second[t])));
+        tighten(i, inclusive(farthest * scale_sq_));
+      }
+    });
+    progress.check();
   }
 
   void tighten(int64_t i, double threshold) {
@@ -216,12 +324,67 @@ class Search {
   }
 
   void append(int64_t i, int64_t j, float key, Scratch& scratch) {
-    if (count_[i] == capacity_) {
+    if (count_[i] >= room_) {
       compact(i, scratch);
-      if (count_[i] > capacity_ * 3 / 4) resolve(i, scratch);
+      if (count_[i] > (k1_ + room_) / 2) resolve(i, scratch);
     }
     keys_[i * capacity_ + count_[i]] = key;
     idx_[i * capacity_ + count_[i]++] = static_cast<int32_t>(j);
+  }
+
+  void append_exact(int64_t i, int64_t j, float distance, Scratch& scratch) {
+    if (scaled_norm(i) - distance * scale_sq_ < limit_[i]) return;
+    append(i, j, distance, scratch);
+    const int64_t first = i * capacity_, last = first + count_[i] - 1, place = first + exact_[i]++;
+    std::swap(keys_[place], keys_[last]);
+    std::swap(idx_[place], idx_[last]);
+  }
+
+  // The pairs i < j of a tile that `filter` cannot rule out.
+  int64_t survivors(const float* scores, const Block& rows, const Block& cols, const TileFilter& filter,
+                    TileHit* hits) const {
+    int64_t found = 0;
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const int64_t begin = std::max<int64_t>(0, rows.begin + r + 1 - cols.begin);
+      if (begin < cols.count)
+        found += kernels_.filter(scores + r * tile_cols_, static_cast<int32_t>(r), begin, cols.count, filter, hits + found);
+    }
+    return found;
+  }
+
+  // Replaces the scores of hits, which are in order of rows, by canonical distances.
+  void score(const Block& rows, const Block& cols, TileHit* hits, int64_t found, Scratch& scratch) const {
+    for (int64_t begin = 0, end; begin < found; begin = end) {
+      const int64_t i = rows.begin + hits[begin].row;
+      for (end = begin; end < found && hits[end].row == hits[begin].row; ++end)
+        scratch.pending[end - begin] = static_cast<int32_t>(cols.begin + hits[end].col);
+      kernels_.dots(features_ + i * d_, features_, d_, scratch.pending.data(), end - begin, scratch.wide.data(),
+                    scratch.dots.data());
+      for (int64_t t = begin; t < end; ++t)
+        hits[t].row_score = static_cast<float>(
+            squared_distance(norm_sq_[i], norm_sq_[cols.begin + hits[t].col], scratch.dots[t - begin]));
+    }
+  }
+
+  // Rows of a matrix of `width` columns as panels of columns, one step of depth after the other.
+  void pack_columns(const float* matrix, int64_t width, const Block& cols, double scale, float* out) const {
+    const int64_t padded = round_up(cols.count, kernels_.panel_cols);
+    for (int64_t k = 0; k < width; k += kTileDepth)
+      pack(matrix, width, cols.begin, cols.count, kernels_.panel_cols, k, std::min(kTileDepth, width - k), scale,
+           out + padded * k);
+  }
+
+  // scores[r, c] = row . column, of columns that are packed.
+  void multiply(const float* matrix, int64_t width, const Block& rows, const Block& cols, double scale,
+                const float* packed_cols, float* packed_rows, float* scores) const {
+    const int64_t padded_rows = round_up(rows.count, kernels_.panel_rows);
+    const int64_t padded_cols = round_up(cols.count, kernels_.panel_cols);
+    for (int64_t k = 0; k < width; k += kTileDepth) {
+      const int64_t depth = std::min(kTileDepth, width - k);
+      pack(matrix, width, rows.begin, rows.count, kernels_.panel_rows, k, depth, scale, packed_rows);
+      kernels_.tile(packed_rows, packed_cols + padded_cols * k, padded_rows, padded_cols, depth, k == 0, scores,
+                    tile_cols_);
+    }
   }
 
   // One column block against kRowTilesPerItem row tiles.
@@ -249,7 +412,7 @@ class Search {
       first.push_back(first.back() + (end + step - 1) / step);
     }
     struct Worker {
-      std::unique_ptr<float[]> cols, rows, scores;
+      std::unique_ptr<float[]> cols, rows, sketch_cols, sketch_rows, scores;
       std::unique_ptr<TileHit[]> hits;
       std::vector<float> row_limit, col_limit;
       Scratch scratch;
@@ -258,6 +421,8 @@ class Search {
       Worker worker;
       worker.cols.reset(new float[tile_cols_ * d_]);
       worker.rows.reset(new float[tile_rows_ * std::min(d_, kTileDepth)]);
+      worker.sketch_cols.reset(new float[tile_cols_ * width_]);
+      worker.sketch_rows.reset(new float[tile_rows_ * std::min(width_, kTileDepth)]);
       worker.scores.reset(new float[tile_rows_ * tile_cols_]());
       worker.hits.reset(new TileHit[tile_rows_ * tile_cols_]);
       worker.scratch = new_scratch();
@@ -265,52 +430,61 @@ class Search {
     };
     for_each_item(progress, first.back(), new_worker, [&](int64_t number, Worker& worker) {
       const Item item = item_at(first, first.back() - 1 - number);  // the longest columns first
-      const int64_t cols = std::min(rows_, item.col_begin + tile_cols_) - item.col_begin;
-      const int64_t padded_cols = round_up(cols, kernels_.panel_cols);
-      for (int64_t k = 0; k < d_; k += kTileDepth)
-        pack(features_, d_, item.col_begin, cols, kernels_.panel_cols, k, std::min(kTileDepth, d_ - k), scale_,
-             worker.cols.get() + padded_cols * k);
+      const Block cols{item.col_begin, std::min(rows_, item.col_begin + tile_cols_) - item.col_begin};
+      bool packed = false;
+      if (width_) pack_columns(sketches_.get(), width_, cols, 1.0, worker.sketch_cols.get());
       for (int64_t row = item.row_begin; row < item.row_end && !progress.stopped(); row += tile_rows_) {
-        const int64_t rows = std::min(item.row_end, row + tile_rows_) - row;
-        const int64_t padded_rows = round_up(rows, kernels_.panel_rows);
+        const Block rows{row, std::min(item.row_end, row + tile_rows_) - row};
         {
-          const Locked locked(locks_, row, row + rows);
-          worker.row_limit.assign(&limit_[row], &limit_[row] + rows);
+          const Locked locked(locks_, rows.begin, rows.begin + rows.count);
+          worker.row_limit.assign(&limit_[rows.begin], &limit_[rows.begin] + rows.count);
         }
         {
-          const Locked locked(locks_, item.col_begin, item.col_begin + cols);
-          worker.col_limit.assign(&limit_[item.col_begin], &limit_[item.col_begin] + cols);
+          const Locked locked(locks_, cols.begin, cols.begin + cols.count);
+          worker.col_limit.assign(&limit_[cols.begin], &limit_[cols.begin] + cols.count);
         }
-        for (int64_t k = 0; k < d_; k += kTileDepth) {
-          const int64_t depth = std::min(kTileDepth, d_ - k);
-          pack(features_, d_, row, rows, kernels_.panel_rows, k, depth, scale_, worker.rows.get());
-          kernels_.tile(worker.rows.get(), worker.cols.get() + padded_cols * k, padded_rows, padded_cols, depth, k == 0,
-                        worker.scores.get(), tile_cols_);
-        }
-        const TileFilter filter{&reach_[row],          &norm_[row],           worker.row_limit.data(), &length_[row],
-                                &norm_[item.col_begin], worker.col_limit.data(), &length_[item.col_begin]};
+        TileFilter filter{&reach_[rows.begin], &norm_[rows.begin],      worker.row_limit.data(), &length_[rows.begin],
+                          &norm_[cols.begin],  worker.col_limit.data(), &length_[cols.begin]};
+        TileHit* hits = worker.hits.get();
+        const auto is_open = [](float limit) { return limit == -kInfinity; };
+        bool settled = width_ && std::none_of(worker.row_limit.begin(), worker.row_limit.end(), is_open) &&
+                       std::none_of(worker.col_limit.begin(), worker.col_limit.end(), is_open);
         int64_t found = 0;
-        for (int64_t r = 0; r < rows; ++r) {
-          const int64_t begin = std::max<int64_t>(0, row + r + 1 - item.col_begin);  // pairs i < j, each once
-          if (begin < cols)
-            found += kernels_.filter(worker.scores.get() + r * tile_cols_, static_cast<int32_t>(r), begin, cols, filter,
-                                     worker.hits.get() + found);
+        if (settled) {
+          multiply(sketches_.get(), width_, rows, cols, 1.0, worker.sketch_cols.get(), worker.sketch_rows.get(),
+                   worker.scores.get());
+          filter.row_reach = &sketch_reach_[rows.begin];
+          found = survivors(worker.scores.get(), rows, cols, filter, hits);
+          settled = found * kDotCost <= rows.count * cols.count;
+        }
+        if (settled) {
+          score(rows, cols, hits, found, worker.scratch);
+        } else {
+          if (!packed) pack_columns(features_, d_, cols, scale_, worker.cols.get());
+          packed = true;
+          multiply(features_, d_, rows, cols, scale_, worker.cols.get(), worker.rows.get(), worker.scores.get());
+          filter.row_reach = &reach_[rows.begin];
+          found = survivors(worker.scores.get(), rows, cols, filter, hits);
         }
         {
-          const Locked locked(locks_, row, row + rows);
+          const Locked locked(locks_, rows.begin, rows.begin + rows.count);
           for (int64_t t = 0; t < found; ++t) {
-            const TileHit& hit = worker.hits[t];
-            if (hit.for_row) append(row + hit.row, item.col_begin + hit.col, -hit.row_score, worker.scratch);
+            const int64_t i = rows.begin + hits[t].row, j = cols.begin + hits[t].col;
+            if (!hits[t].for_row) continue;
+            if (settled) append_exact(i, j, hits[t].row_score, worker.scratch);
+            else append(i, j, -hits[t].row_score, worker.scratch);
           }
         }
         {
-          const Locked locked(locks_, item.col_begin, item.col_begin + cols);
+          const Locked locked(locks_, cols.begin, cols.begin + cols.count);
           for (int64_t t = 0; t < found; ++t) {
-            const TileHit& hit = worker.hits[t];
-            if (hit.for_col) append(item.col_begin + hit.col, row + hit.row, -hit.col_score, worker.scratch);
+            const int64_t i = rows.begin + hits[t].row, j = cols.begin + hits[t].col;
+            if (!hits[t].for_col) continue;
+            if (settled) append_exact(j, i, hits[t].row_score, worker.scratch);
+            else append(j, i, -hits[t].col_score, worker.scratch);
           }
         }
-        progress.add(rows * cols);
+        progress.add(rows.count * cols.count);
         progress.poll();
       }
     });
@@ -333,25 +507,30 @@ class Search {
   }
 
   const SimdKernels& kernels_;
-  const float* features_;
-  const int64_t rows_, d_, k1_, capacity_, tile_rows_, tile_cols_;
+  const float* const features_;
+  const float* const directions_;       // [width - 1, d], or null
+  const int64_t rows_, d_, k1_, width_, capacity_, room_, tile_rows_, tile_cols_;
   double scale_ = 1, scale_sq_ = 1, error_ = 0;
   std::vector<double> norm_sq_;         // canonical, not scaled
-  std::vector<float> length_, reach_, norm_, limit_;
+  std::vector<float> length_, reach_, norm_, limit_, sketch_reach_;
   std::vector<int32_t> count_, exact_;
+  std::unique_ptr<float[]> sketches_;   // [rows, width]
   std::unique_ptr<float[]> keys_;       // [rows, capacity]
   std::unique_ptr<int32_t[]> idx_;      // [rows, capacity]
   std::vector<std::mutex> locks_;
 };
 
-std::tuple<Tensor, Tensor, Tensor> knn_graph_cpu(const Tensor& features, int64_t k1, int64_t block_rows) {
-  check_knn_graph_args(features, k1, block_rows);
-  const int64_t rows = features.size(0), d = features.size(1);
+std::tuple<Tensor, Tensor, Tensor> knn_graph_cpu(const Tensor& features, int64_t k1, int64_t block_rows,
+                                                 const std::optional<Tensor>& directions) {
+  check_knn_graph_args(features, k1, block_rows, directions);
+  const int64_t rows = features.size(0), d = features.size(1), num_directions = directions ? directions->size(0) : 0;
   const Tensor dense = torch::stable::contiguous(features);
+  const Tensor dense_directions = num_directions ? torch::stable::contiguous(*directions) : dense;
   Tensor neighbor_idx = new_tensor(features, {rows, k1}, ScalarType::Int);
   Tensor neighbor_dist = new_tensor(features, {rows, k1}, ScalarType::Float);
   if (rows > 0) {
-    Search search(dense.const_data_ptr<float>(), rows, d, k1, block_rows);
+    Search search(dense.const_data_ptr<float>(), rows, d, k1, block_rows,
+                  num_directions ? dense_directions.const_data_ptr<float>() : nullptr, num_directions);
     Progress progress("knn_graph", search.work());
     search.run(progress, neighbor_idx.mutable_data_ptr<int32_t>(), neighbor_dist.mutable_data_ptr<float>());
     progress.finish();

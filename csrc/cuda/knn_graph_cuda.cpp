@@ -174,8 +174,9 @@ Tensor aligned(const Tensor& features) {
   return wider;
 }
 
-std::tuple<Tensor, Tensor, Tensor> knn_graph_cuda(const Tensor& features, int64_t k1, int64_t block_rows) {
-  check_knn_graph_args(features, k1, block_rows);
+std::tuple<Tensor, Tensor, Tensor> knn_graph_cuda(const Tensor& features, int64_t k1, int64_t block_rows,
+                                                  const std::optional<Tensor>& directions) {
+  check_knn_graph_args(features, k1, block_rows, directions);
   if (features.size(0) == 0)
     return {new_tensor(features, {0, k1}, ScalarType::Int), new_tensor(features, {0, k1}, ScalarType::Float),
             full_int64(features, 1, 0)};

@@ -1,8 +1,10 @@
-// knn_graph(features, k1) -> (neighbor_idx, neighbor_dist, num_redone)
+// knn_graph(features, k1, block_rows, directions) -> (neighbor_idx, neighbor_dist, num_redone)
 //
 // features       float32 [N, d], finite, contiguous. Norms are arbitrary.
 // k1             1 <= k1 <= N (any k1 >= 0 when N == 0). Counts the sample itself.
 // block_rows     size of the blocks of rows and columns that are compared at a time; 0 chooses. Changes no bit.
+// directions     float32 [m, d] or none: orthonormal rows along which features vary most. The CPU compares samples along
+//                them first; they change time, not a bit. A GPU has no use for them.
 // neighbor_idx   int32 [N, k1]: the k1 nearest samples of each sample, itself included.
 // neighbor_dist  float32 [N, k1]: squared Euclidean distance, ascending; equal distances by ascending index.
 // num_redone     int64 [1]: rows whose candidates were not proved complete, and that were compared with every sample.
@@ -16,12 +18,19 @@
 
 namespace dmic {
 
-inline void check_knn_graph_args(const Tensor& features, int64_t k1, int64_t block_rows) {
+inline void check_knn_graph_args(const Tensor& features, int64_t k1, int64_t block_rows,
+                                 const std::optional<Tensor>& directions) {
   check_features("knn_graph", features);
   const int64_t rows = features.size(0);
   DMIC_CHECK(rows == 0 ? k1 >= 0 : k1 >= 1 && k1 <= rows, "knn_graph: k1 must be in [1, N], got k1=", k1,
              " with N=", rows);
   DMIC_CHECK(block_rows >= 0, "knn_graph: block_rows must be 0 (automatic) or positive, got ", block_rows);
+  if (!directions) return;
+  check_tensor("knn_graph", "directions", *directions, 2, ScalarType::Float);
+  check_same_device("knn_graph", "directions", *directions, "features", features);
+  DMIC_CHECK(directions->size(1) == features.size(1) && directions->size(0) <= features.size(1),
+             "knn_graph: directions must be rows of ", features.size(1), " columns, at most as many, got shape ",
+             shape_text(*directions));
 }
 
 }  // namespace dmic

@@ -12,7 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import dmic
+import dmic.directions
 from dmic import reference
+from dmic.directions import leading_directions
 
 SHAPES = [  # N, d, k1: primes, one past a power of two, one column, all columns
     (1, 3, 1),
@@ -209,6 +211,134 @@ def test_neighbors_that_float32_products_rank_last_are_found(backend, num_far, b
     products = reference.dot(features[near][:, None], features[near][None])
     want = np.maximum(exact[:, None] + exact[None] - 2 * products, 0).astype(np.float32)
     assert_same_bits(dist[near], np.sort(want, axis=1))
+
+
+def leading(features: np.ndarray, count: int) -> torch.Tensor:
+    """The first right singular vectors, float32 [count, d]."""
+    scaled = features / max(np.abs(features).max(), np.finfo(np.float32).tiny)
+    return torch.from_numpy(np.linalg.svd(scaled.astype(np.float64), full_matrices=False)[2][:count]).float()
+
+
+def random_directions(dim: int, count: int) -> torch.Tensor:
+    return torch.linalg.qr(torch.randn(dim, count, generator=torch.Generator().manual_seed(1))).Q.T.contiguous()
+
+
+def steep(num_samples: int, dim: int, seed: int) -> np.ndarray:
+    """Features whose variance falls steeply over turned axes, as those of trained networks do; norms differ."""
+    rng = np.random.default_rng(seed)
+    x = gallery(num_samples, dim, seed, noise=0.5).features * (1 + np.arange(dim)) ** -1.5
+    x = x @ np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    x *= rng.uniform(0.2, 1, (num_samples, 1)) / np.linalg.norm(x, axis=1, keepdims=True)
+    return x.astype(np.float32)
+
+
+def half_along_directions() -> np.ndarray:
+    """16 samples on axes of their own, and 500 that are each near one of them and noise otherwise: directions settle
+    the pairs of an axis and noise, and tell nothing about two samples of noise."""
+    noise = np.random.default_rng(13).standard_normal((500, 112))
+    noise *= 0.9 / np.linalg.norm(noise, axis=1, keepdims=True)
+    axes = np.eye(16)
+    along = np.concatenate([axes, 0.5 * axes[np.arange(500) % 16]])
+    across = np.concatenate([np.zeros((16, 112)), noise])
+    return np.concatenate([along, across], 1).astype(np.float32)
+
+
+SKETCHED = {
+    "steep spectrum": (lambda: steep(1031, 96, 1), 20),
+    "steep spectrum, more columns than a step of depth": (lambda: steep(601, 300, 2), 40),
+    "all directions alike": (lambda: gallery(523, 64, seed=4, noise=3.0).features, 25),
+    "ties": (lambda: grid_features(700, 12, seed=5), 64),
+    "duplicates": (lambda: duplicated_features(400, 40, copies=50, seed=6)[0], 10),
+    "zero vectors": (lambda: steep(211, 24, 7) * (np.arange(211) % 3 > 0)[:, None].astype(np.float32), 33),
+    "equal rows": (lambda: np.full((300, 19), 0.37, np.float32), 12),
+    "tiny norms": (lambda: steep(301, 40, 8) * np.float32(1e-43), 17),
+    "huge norms": (lambda: steep(301, 40, 8) * np.float32(3e38), 17),
+    "norms of every magnitude": (
+        lambda: steep(331, 29, 9) * np.float32(10.0) ** np.random.default_rng(9).integers(-37, 38, (331, 1)),
+        30,
+    ),
+    "one far sample": (
+        lambda: steep(229, 32, 11) * np.where(np.arange(229) == 100, 1e15, 1).astype(np.float32)[:, None],
+        20,
+    ),
+    "tiny differences around a large common part": (
+        lambda: (1e6 + gallery(347, 50, seed=10).features).astype(np.float32),
+        20,
+    ),
+    "products that lose what makes rows near": (lambda: lost_digits(50, 600, 1.0)[0], 50),
+    "samples on a ray": (lambda: np.linspace(1, 2, 400)[:, None] * np.full((1, 8), 0.3), 7),
+    "all samples": (lambda: steep(97, 31, 12), 97),
+    "lists of pairs that directions settle and of others": (half_along_directions, 20),
+}
+
+
+@pytest.mark.not_emulated("a GPU has no use for directions")
+@pytest.mark.parametrize("name", SKETCHED)
+def test_directions_change_no_bit(backend, name):
+    make, k1 = SKETCHED[name]
+    features = backend.put(make().astype(np.float32))
+    want = backend.raw.knn_graph(features, k1)[:2]
+    dim = features.shape[1]
+    for directions in (
+        *(leading(features.cpu().numpy(), count) for count in {1, dim // 4, dim}),
+        torch.eye(dim)[: min(dim, 16)],
+        0.97 * leading(features.cpu().numpy(), 1),
+        random_directions(dim, max(1, dim // 4)),
+        random_directions(dim, 3) * 1.01,
+        torch.zeros(0, dim),
+    ):
+        for block_rows in (0, 6, 100):
+            got = backend.raw.knn_graph(features, k1, block_rows, directions.to(features.device))[:2]
+            assert_same_bits(got, want, f"{len(directions)} directions, block_rows={block_rows}")
+
+
+def test_directions_give_the_same_bits_for_any_number_of_threads_and_instruction_set(backend):
+    features = backend.put(steep(1100, 96, 3))
+    directions = leading(features.cpu().numpy(), 24).to(features.device)
+    assert_reproducible(lambda: backend.raw.knn_graph(features, 25, 64, directions)[:2], [features], backend)
+
+
+def test_the_public_search_takes_directions_where_they_pay(monkeypatch):
+    taken = []
+
+    def record(features, k1):
+        taken.append(leading_directions(features, k1))
+        return taken[-1]
+
+    monkeypatch.setattr(dmic.ops, "leading_directions", record)
+    monkeypatch.setattr(dmic.directions, "MIN_SAMPLES", 1000)
+    features = steep(2100, 512, 5)
+    got = dmic.knn_graph(features, 20)
+    flat = np.random.default_rng(0).standard_normal((2100, 512), dtype=np.float32)
+    dmic.knn_graph(flat, 20)
+    dmic.knn_graph(features[:999], 20)
+    assert [None if directions is None else directions.shape[1] for directions in taken] == [512, None, None]
+    torch.testing.assert_close(taken[0] @ taken[0].T, torch.eye(len(taken[0])), atol=1e-5, rtol=0)
+    assert_same_bits(got, torch.ops.dmic.knn_graph(torch.from_numpy(features), 20)[:2])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused_in_galleries_that_directions_are_tried_on(value):
+    features = np.ones((6001, 256), np.float32)
+    features[4321, 7] = value
+    assert_refused(lambda: dmic.knn_graph(features, 3), "knn_graph", "features", "finite", str(value), "4321")
+
+
+@pytest.mark.not_emulated("a GPU has no use for directions")
+@pytest.mark.parametrize(
+    ("directions", "parts"),
+    [
+        (torch.ones(2, 6), ["directions", "orthonormal"]),
+        (1.1 * torch.eye(6), ["directions", "orthonormal"]),
+        (torch.full((2, 6), torch.nan), ["directions", "orthonormal"]),
+        (torch.eye(6, dtype=torch.float64), ["directions", "float64"]),
+        (torch.eye(5), ["directions", "6 columns", "[5, 5]"]),
+        (torch.zeros(7, 6), ["directions", "6 columns", "[7, 6]"]),
+        (torch.ones(6), ["directions", "[6]"]),
+    ],
+)
+def test_directions_that_are_none_are_refused(backend, directions, parts):
+    assert_refused(lambda: backend.raw.knn_graph(backend.put(FEATURES), 3, 0, directions), "knn_graph", *parts)
 
 
 FEATURES = gallery(32, 6).features

@@ -1,0 +1,70 @@
+"""Directions along which features vary most: `knn_graph` on a CPU compares samples along them before anything else."""
+
+from __future__ import annotations
+
+import torch
+
+MIN_SAMPLES = 6_000  # below, comparing in full is as fast
+MIN_COLUMNS = 256
+SAMPLE = 4096  # rows that the directions and the decision are made from
+QUERIES = 64
+WIDTHS = (31, 47, 63, 95, 127, 191, 255)  # directions tried; one more column holds what they leave
+DOT_COST = 6  # of a canonical dot product, in multiply-adds of a tile, per column
+COLUMN_COST = 24  # of the filter and the lists, for each pair, in the same unit
+MIN_GAIN = 1.2
+
+
+def leading_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
+    """As many directions as make the search cheapest, or None where it is cheaper without.
+
+    A randomised range finder on a sample of rows proposes them, and the bound that the search uses is tried on pairs of
+    the sample: it rejects few pairs where features vary in all directions alike, and most where they do not. The result
+    of the search does not depend on what is returned here.
+
+    Args:
+        features: float32 [N, d] on the CPU, finite or not.
+        k1: length of the lists.
+
+    Returns:
+        float32 [m, d] with orthonormal rows, or None.
+
+    Source: Halko, Martinsson, Tropp, SIAM Review 2011, algorithm 4.4.
+    """
+    num_samples, dim = features.shape
+    if num_samples < MIN_SAMPLES or dim < MIN_COLUMNS:
+        return None
+    widths = [width for width in WIDTHS if width < dim // 4]
+    random = torch.Generator().manual_seed(0)
+    rows = torch.randperm(num_samples, generator=random)[: min(SAMPLE, num_samples // 2)]
+    sample = features[rows]
+    length = sample.square().sum(1).max().sqrt()
+    if not (torch.isfinite(length) and length > 0):
+        return None  # the op says what is wrong with it
+    sample /= length
+    basis = torch.randn(dim, min(dim, widths[-1] + 9), generator=random)
+    for _ in range(3):
+        basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
+    along = sample @ basis
+    order = torch.linalg.eigh(along.T @ along).eigenvectors.flip(1)[:, : widths[-1]]
+    directions, sketches = (basis @ order).T, along @ order
+
+    queries = slice(0, QUERIES)
+    norm_sq = sample.square().sum(1)
+    place = max(1, round(k1 * len(sample) / num_samples))
+    distance = norm_sq[queries, None] + norm_sq - 2 * sample[queries] @ sample.T
+    farthest = distance.kthvalue(place, dim=1, keepdim=True).values
+    pairs = num_samples / 2  # a row is compared with half of the others
+    in_full = pairs * (dim + COLUMN_COST)
+    best, cost = None, in_full / MIN_GAIN
+    for width in widths:
+        part = sketches[:, :width]
+        left = (norm_sq - part.square().sum(1)).clamp(min=0).sqrt()
+        bound = norm_sq[queries, None] + norm_sq - 2 * (part[queries] @ part.T + left[queries, None] * left)
+        unsettled = float((bound <= farthest).float().mean())
+        if unsettled * DOT_COST > 1:
+            continue
+        dots = 2 * pairs * unsettled + k1
+        with_sketches = 2 * pairs * (width + 1 + COLUMN_COST) + dim * (width + DOT_COST * dots)
+        if with_sketches < cost:
+            best, cost = width, with_sketches
+    return None if best is None else directions[:best].contiguous()
