@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from ._version import __version__
+from .commands import NOT_HEALTHY
 
 COMMANDS = {
     "demo": "train on the embedded gallery and retrieve across modalities",
@@ -20,7 +21,6 @@ COMMANDS = {
     "doctor": "what is installed, what is missing, and what to do about it",
 }
 
-NOT_HEALTHY = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 

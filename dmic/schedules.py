@@ -7,6 +7,7 @@ schedule grows where its end is above its start.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 KINDS = ("constant", "linear", "geometric", "two_phase", "step")
@@ -29,8 +30,8 @@ class Schedule:
     [0.6, 0.4, 0.5]
 
     Raises:
-        ValueError: an unknown kind, a start or end that is not positive where one is divided by the other, or an
-            interval below 1.
+        ValueError: an unknown kind, a value that is not finite, a start or end that is not positive where one is
+            divided by the other, or an interval below 1.
     """
 
     kind: str  # constant, linear, geometric, two_phase or step
@@ -42,6 +43,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"Schedule: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        values = (self.start, self.middle, self.end)
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"Schedule: start, middle and end must be finite, got {', '.join(map(str, values))}")
         if self.kind in POSITIVE and min(self.start, self.end) <= 0:
             raise ValueError(f"Schedule: {self.kind} needs positive ends, got {self.start} and {self.end}")
         if self.interval < 1:

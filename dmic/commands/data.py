@@ -12,9 +12,8 @@ from ..data import check_dataset, detect_dataset
 from ..data.kinds import READERS
 from ..data.pedestrians import DEFAULT, Difficulty, write_pedestrians
 from ..data.tree import COUNT, ERROR, NOTE
-from . import common
+from . import NOT_HEALTHY, common
 
-NOT_HEALTHY = 1
 PLURALS = {ERROR: "errors", COUNT: "differences from the published data set", NOTE: "notes"}
 
 

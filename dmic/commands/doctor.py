@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..doctor import cpu_works, diagnose
-
-NOT_HEALTHY = 1
+from . import NOT_HEALTHY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
