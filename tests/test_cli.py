@@ -328,7 +328,7 @@ def test_importing_dmic_stays_light():
     )
     options = {"capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
     out = subprocess.run([sys.executable, "-c", code], check=True, **options).stdout
-    modules = ["dmic._arrays", "dmic._version", "dmic.constants", "dmic.csr", "dmic.pseudo_labels"]
+    modules = ["dmic._arrays", "dmic._version", "dmic.constants", "dmic.csr", "dmic.directions", "dmic.pseudo_labels"]
     assert out == f"[]\n{modules}\n"
 
 
