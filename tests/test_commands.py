@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import trees
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -119,6 +120,32 @@ class TestTrain:
         assert "name a RECIPE" in run("train")[2]
         code, _, err = run("train", "landsat", "--device", "tpu9", "--out", tmp_path / "run")
         assert (code, "--device must be cpu, cuda or cuda:NUMBER, got 'tpu9'" in err) == (2, True)
+
+
+RECIPES = {  # a tree in the official layout, and what its scores are called
+    "sysu_mm01": (
+        lambda root: trees.sysu_mm01(root, train=tuple(range(11, 19)), val=(19, 20)),
+        "SYSU-MM01, all search",
+    ),
+    "regdb": (lambda root: trees.regdb(root, persons=20, images=3), "RegDB, trial 1, "),
+    "llcm": (lambda root: trees.llcm(root, train=tuple(range(10, 22))), "LLCM, "),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_from_the_original_tree_to_a_report(name, run, threads, tmp_path):
+    threads(1)  # the same weights and clusters in every run
+    make, protocol = RECIPES[name]
+    small = [setting for setting in TINY if not setting.startswith(("network", "data"))]
+    small += ["network.kind=resnet18", "network.weights=random", "data.height=32", "data.width=16"]
+    arguments = ("train", name, "--data", make(tmp_path / "tree"), "--out", tmp_path / "run", "--device", "cpu")
+    code, printed, err = run(*arguments, *settings(*small))
+    assert (code, err) == (0, "")
+    record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"cluster_visible", "cluster_infrared", "instance_visible", "instance_infrared"} <= set(record["loss"])
+    assert any(result["protocol"].startswith(protocol) for result in record["retrieval"])
+    assert protocol in printed
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
 
 
 class TestEvaluate:

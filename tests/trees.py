@@ -14,11 +14,14 @@ SYSU_CAMERAS = {1: "visible", 2: "visible", 3: "infrared", 4: "visible", 5: "vis
 LLCM_CAMERAS = {"vis": (1, 2, 3, 4, 5, 6, 7, 8, 9), "nir": (1, 2, 4, 5, 6, 7, 8, 9)}
 
 
-def write_image(path: Path, *, width: int = 9, height: int = 20) -> Path:
-    """Random pixels that depend on the file's place in its tree alone."""
+def write_image(path: Path, person: int | None = None, *, width: int = 9, height: int = 20) -> Path:
+    """Random pixels that depend on the file's place in its tree alone; of a person, their two colours under noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(list("/".join(path.parts[-3:]).encode()))
     pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    if person is not None:
+        colors = np.random.default_rng(person).integers(0, 224, (2, 1, 3), dtype=np.uint8)
+        pixels = pixels // 8 + colors.repeat((height + 1) // 2, axis=0)[:height]
     Image.fromarray(pixels).save(path)
     return path
 
@@ -42,7 +45,7 @@ def sysu_mm01(root: Path, *, train=(3, 11), val=(7,), test=(2, 30, 100), count=c
     for person in (*train, *val, *test):
         for camera in SYSU_CAMERAS:
             for number in range(1, count(person, camera) + 1):
-                write_image(root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.jpg")
+                write_image(root / f"cam{camera}" / f"{person:04d}" / f"{number:04d}.jpg", person)
     return root
 
 
@@ -52,7 +55,7 @@ def regdb(root: Path, *, persons: int = 6, images: int = 2, trials: Iterable[int
     for person in range(1, persons + 1):
         for folder, letter in (("Visible", "v"), ("Thermal", "t")):
             for number in range(images):
-                write_image(root / folder / str(person) / f"male_front_{letter}_{number:05d}_{person}.bmp")
+                write_image(root / folder / str(person) / f"male_front_{letter}_{number:05d}_{person}.bmp", person)
     for trial in trials:
         order = random.Random(trial).sample(range(1, persons + 1), persons)
         for split, own in (("train", order[: persons // 2]), ("test", order[persons // 2 :])):
@@ -75,14 +78,14 @@ def llcm(root: Path, *, train=(1, 4, 5), test=(2, 3, 60)) -> Path:
             for camera in cameras[person % 2 :: 2]:
                 for number in range(2):
                     name = f"{word}/{person:04d}/{person:04d}_c{camera:02d}_s{number}_f1_{word}.jpg"
-                    write_image(root / name)
+                    write_image(root / name, person)
                     lines.append(f"{name} {label}")
         (root / "idx" / f"train_{word}.txt").write_text("\n".join(lines) + "\n")
         for person in test:
             for camera in cameras:
                 for number in range(count_of(person, camera) // 3):
                     name = f"{person:04d}_c{camera:02d}_s{number}_f9_{word}.jpg"
-                    write_image(root / f"test_{word}" / f"cam{camera}" / f"{person:04d}" / name)
+                    write_image(root / f"test_{word}" / f"cam{camera}" / f"{person:04d}" / name, person)
     (root / "idx" / "test_id.txt").write_text(",".join(map(str, reversed(test))))
     return root
 
