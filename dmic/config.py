@@ -273,13 +273,21 @@ def _update(config: Any, values: Any, path: str) -> Any:
         if name not in current:
             near = difflib.get_close_matches(name, current, n=1, cutoff=0.0)[0]
             raise ValueError(f"config: there is no key {where!r}, did you mean {near!r}?")
-        if isinstance(current[name], Schedule) and type(value) in (int, float):
-            current[name] = fixed(float(value))
+        if isinstance(current[name], Schedule):
+            current[name] = _schedule(current[name], value, where)
         elif is_dataclass(current[name]):
             current[name] = _update(current[name], value, where)
         else:
             current[name] = _typed(value, types[name], where)
     return type(config)(**current)
+
+
+def _schedule(current: Schedule, value: Any, where: str) -> Schedule:
+    try:
+        return fixed(float(value)) if type(value) in (int, float) else _update(current, value, where)
+    except ValueError as error:
+        text = str(error)
+        raise (error if text.startswith("config: ") else ValueError(f"config: {where}: {text}")) from None
 
 
 def _typed(value: Any, expected: type, where: str) -> Any:

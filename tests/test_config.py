@@ -107,7 +107,7 @@ def test_mistakes_in_recipes_and_settings_are_named(arguments, message):
         ({"stage1": {"num_epochs": True}}, "stage1.num_epochs must be int, got True"),
         (
             {"stage2": {"joint": {"eps": {"kind": "cosine"}}}},
-            "kind must be one of constant, linear, geometric, two_phase",
+            "config: stage2.joint.eps: Schedule: kind must be one of constant, linear, geometric, two_phase",
         ),
     ],
 )
