@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "../canonical/jaccard.h"
@@ -21,7 +22,9 @@ namespace dmic {
 namespace {
 
 constexpr int64_t kRowsPerChunk = 32;
-constexpr size_t kColumnsPerStep = 32;  // scanned between two looks at the candidates
+constexpr size_t kColumnsPerStep = 16;     // scanned between two looks at the candidates
+constexpr int64_t kColumnsPerPiece = 128;  // of a candidate's row, summed between two looks at what it can still reach
+constexpr double kSumCost = 2;             // of a value of a candidate's row, in list entries
 
 struct Entry {  // of an inverted list
   int32_t row, value;
@@ -67,10 +70,12 @@ class InvertedLists {
 
   int64_t length(int64_t column) const { return ptr_[column + 1] - ptr_[column]; }
 
-  // The entries of rows after i.
-  std::pair<const Entry*, const Entry*> after(int64_t column, int64_t i) const {
-    const Entry *begin = entries_.get() + ptr_[column], *end = entries_.get() + ptr_[column + 1];
-    return {std::upper_bound(begin, end, i, [](int64_t row, const Entry& entry) { return row < entry.row; }), end};
+  const Entry* end(int64_t column) const { return entries_.get() + ptr_[column + 1]; }
+
+  // The back of a list, where a scan begins; the processor finds the rest itself.
+  void prefetch(int64_t column) const {
+    const Entry* back = end(column);
+    for (int64_t t = 1; t <= std::min<int64_t>(length(column), 128); t += 8) __builtin_prefetch(back - t);
   }
 
  private:
@@ -91,12 +96,13 @@ struct Worker {
   std::vector<std::pair<int32_t, int32_t>> columns;  // (-value, column)
 };
 
-// Adds a column to every row of its list; rows seen for the first time become candidates.
-void scan_and_append(const Entry* begin, const Entry* end, int32_t value, Worker& worker) {
+// Adds a column to every later row of its list; rows seen for the first time become candidates. Row i itself is in the
+// list and ends the scan, which starts at the back.
+void scan_and_append(const Entry* entry, int32_t i, int32_t value, Worker& worker) {
   int32_t* overlap = worker.overlap.data();
   int32_t* candidates = worker.candidates.data();
   int64_t count = worker.num_candidates;
-  for (const Entry* entry = begin; entry < end; ++entry) {
+  while ((--entry)->row > i) {
     const int32_t before = overlap[entry->row];
     candidates[count] = entry->row;
     count += before == 0;
@@ -106,9 +112,9 @@ void scan_and_append(const Entry* begin, const Entry* end, int32_t value, Worker
 }
 
 // The same for candidates alone: a row that is none, or was dropped, stays at zero.
-void scan_candidates(const Entry* begin, const Entry* end, int32_t value, Worker& worker) {
+void scan_candidates(const Entry* entry, int32_t i, int32_t value, Worker& worker) {
   int32_t* overlap = worker.overlap.data();
-  for (const Entry* entry = begin; entry < end; ++entry) {
+  while ((--entry)->row > i) {
     const int32_t before = overlap[entry->row];
     overlap[entry->row] = before + (before == 0 ? 0 : std::min(value, entry->value));
   }
@@ -124,6 +130,18 @@ void drop_candidates_below(int32_t overlap, Worker& worker) {
     if (!keep) worker.overlap[j] = 0;
   }
   worker.num_candidates = kept;
+}
+
+// The overlap of row j with the row spread out in `dense`, or less than the threshold if it is below: the rest of row j
+// cannot add more than its mass.
+int32_t whole_overlap(const Encoding& in, int64_t j, int32_t threshold, const SimdKernels& kernels, const int32_t* dense) {
+  int32_t overlap = 0, left = kOne;
+  for (int64_t t = in.row_ptr[j]; t < in.row_ptr[j + 1] && overlap + left >= threshold; t += kColumnsPerPiece) {
+    const int64_t end = std::min(in.row_ptr[j + 1], t + kColumnsPerPiece);
+    overlap += static_cast<int32_t>(kernels.overlap(dense, in.col_idx + t, in.values + t, end - t));
+    for (int64_t u = t; u < end; ++u) left -= in.values[u];
+  }
+  return overlap;
 }
 
 void join_row(const Encoding& in, const InvertedLists& lists, int64_t i, int32_t threshold, const SimdKernels& kernels,
@@ -144,16 +162,17 @@ void join_row(const Encoding& in, const InvertedLists& lists, int64_t i, int32_t
   for (size_t c = 0; c < columns.size(); ++c) {
     if (c % kColumnsPerStep == 0 && left < threshold) {
       drop_candidates_below(threshold - left, worker);
-      if (static_cast<double>(worker.num_candidates) * row_length <= static_cast<double>(unscanned) * after_i) break;
+      if (kSumCost * static_cast<double>(worker.num_candidates) * row_length <= static_cast<double>(unscanned) * after_i) break;
     }
     if (c == sorted && threshold > 1) {  // with a threshold of 1 every column is scanned, in any order
       sorted = std::min(columns.size(), 2 * sorted + kColumnsPerStep);
       std::partial_sort(columns.begin() + c, columns.begin() + sorted, columns.end());
     }
-    const auto [begin, end] = lists.after(columns[c].second, i);
+    if (c + 1 < columns.size()) lists.prefetch(columns[c + 1].second);
+    const Entry* end = lists.end(columns[c].second);
     const int32_t value = -columns[c].first;
-    if (left >= threshold) scan_and_append(begin, end, value, worker);
-    else scan_candidates(begin, end, value, worker);
+    if (left >= threshold) scan_and_append(end, static_cast<int32_t>(i), value, worker);
+    else scan_candidates(end, static_cast<int32_t>(i), value, worker);
     left -= value;
     unscanned -= lists.length(columns[c].second);
   }
@@ -166,9 +185,7 @@ void join_row(const Encoding& in, const InvertedLists& lists, int64_t i, int32_t
   for (int64_t t = 0; t < worker.num_candidates; ++t) {
     const int32_t j = worker.candidates[t];
     int32_t overlap = std::exchange(worker.overlap[j], 0);
-    if (partial)
-      overlap = static_cast<int32_t>(kernels.overlap(worker.dense.data(), in.col_idx + in.row_ptr[j],
-                                                     in.values + in.row_ptr[j], in.row_ptr[j + 1] - in.row_ptr[j]));
+    if (partial) overlap = whole_overlap(in, j, threshold, kernels, worker.dense.data());
     if (overlap < threshold) continue;
     out.partners.push_back(j);
     out.overlaps.push_back(overlap);
