@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "../canonical/fixed_point.h"
@@ -10,7 +11,7 @@
 
 namespace dmic {
 
-// One chunk of consecutive rows. Workers fill `cols` and `values` row after row and push the length of each.
+// One chunk of rows. Workers fill `cols` and `values` row after row and push the length of each.
 template <class Value>
 struct CsrChunk {
   std::vector<int32_t> cols, lengths;
@@ -52,26 +53,56 @@ class ShareRow {
 };
 
 // Sizes are known only after the rows are computed, so chunks are kept exactly sized and freed as they are laid out.
+// order[t] is the row that was computed t-th.
 template <class Value>
-CsrTensors assemble_csr(Progress& progress, const Tensor& like, int64_t rows, std::vector<CsrChunk<Value>>& chunks,
-                        ScalarType type) {
+CsrTensors assemble_csr(Progress& progress, const Tensor& like, const std::vector<int32_t>& order,
+                        std::vector<CsrChunk<Value>>& chunks, ScalarType type) {
+  const int64_t rows = static_cast<int64_t>(order.size());
   Tensor row_ptr = new_tensor(like, {rows + 1}, ScalarType::Long);
   int64_t* ptr = row_ptr.mutable_data_ptr<int64_t>();
-  int64_t total = 0, row = 0;
   ptr[0] = 0;
+  auto row = order.begin();
   for (const auto& chunk : chunks)
-    for (const int32_t length : chunk.lengths) ptr[++row] = total += length;
-  Tensor col_idx = new_tensor(like, {total}, ScalarType::Int);
-  Tensor values = new_tensor(like, {total}, type);
+    for (const int32_t length : chunk.lengths) ptr[*row++ + 1] = length;
+  std::partial_sum(ptr, ptr + rows + 1, ptr);
+  Tensor col_idx = new_tensor(like, {ptr[rows]}, ScalarType::Int);
+  Tensor values = new_tensor(like, {ptr[rows]}, type);
   int32_t* cols_out = col_idx.mutable_data_ptr<int32_t>();
   Value* values_out = static_cast<Value*>(values.mutable_data_ptr());
+  row = order.begin();
   for (auto& chunk : chunks) {
-    cols_out = std::copy(chunk.cols.begin(), chunk.cols.end(), cols_out);
-    values_out = std::copy(chunk.values.begin(), chunk.values.end(), values_out);
+    auto cols = chunk.cols.begin();
+    auto chunk_values = chunk.values.begin();
+    for (const int32_t length : chunk.lengths) {
+      const int64_t to = ptr[*row++];
+      std::copy_n(cols, length, cols_out + to);
+      std::copy_n(chunk_values, length, values_out + to);
+      cols += length;
+      chunk_values += length;
+    }
     chunk = {};
     progress.poll();
   }
   return {row_ptr, col_idx, values};
+}
+
+// Every row once, each followed by those of its neighbours that have not had their turn. Rows that follow each other
+// need much the same rows of other matrices, which then are in the cache.
+inline std::vector<int32_t> order_by_neighbors(const int32_t* neighbor_idx, int64_t rows, int64_t k1) {
+  std::vector<int32_t> order;
+  order.reserve(rows);
+  std::vector<bool> taken(rows);
+  const auto take = [&](int64_t i) {
+    if (taken[i]) return;
+    taken[i] = true;
+    order.push_back(static_cast<int32_t>(i));
+  };
+  for (int64_t i = 0; i < rows; ++i) {
+    if (taken[i]) continue;
+    take(i);
+    for (int64_t t = 0; t < k1; ++t) take(neighbor_idx[i * k1 + t]);
+  }
+  return order;
 }
 
 constexpr int64_t kRowsPerStructureCheck = 4096;
