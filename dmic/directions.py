@@ -6,7 +6,7 @@ import torch
 
 MIN_SAMPLES = 6_000  # below, comparing in full is as fast
 MIN_COLUMNS = 256
-SAMPLE = 4096  # rows that the directions and the decision are made from
+SAMPLE = 2048  # rows that the directions and the decision are made from
 QUERIES = 64
 WIDTHS = (31, 47, 63, 95, 127, 191, 255)  # directions tried; one more column holds what they leave
 DOT_COST = 6  # of a canonical dot product, in multiply-adds of a tile, per column
@@ -42,7 +42,7 @@ def leading_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
         return None  # the op says what is wrong with it
     sample /= length
     basis = torch.randn(dim, min(dim, widths[-1] + 9), generator=random)
-    for _ in range(3):
+    for _ in range(2):
         basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
     along = sample @ basis
     order = torch.linalg.eigh(along.T @ along).eigenvectors.flip(1)[:, : widths[-1]]

@@ -86,25 +86,6 @@ CsrTensors assemble_csr(Progress& progress, const Tensor& like, const std::vecto
   return {row_ptr, col_idx, values};
 }
 
-// Every row once, each followed by those of its neighbours that have not had their turn. Rows that follow each other
-// need much the same rows of other matrices, which then are in the cache.
-inline std::vector<int32_t> order_by_neighbors(const int32_t* neighbor_idx, int64_t rows, int64_t k1) {
-  std::vector<int32_t> order;
-  order.reserve(rows);
-  std::vector<bool> taken(rows);
-  const auto take = [&](int64_t i) {
-    if (taken[i]) return;
-    taken[i] = true;
-    order.push_back(static_cast<int32_t>(i));
-  };
-  for (int64_t i = 0; i < rows; ++i) {
-    if (taken[i]) continue;
-    take(i);
-    for (int64_t t = 0; t < k1; ++t) take(neighbor_idx[i * k1 + t]);
-  }
-  return order;
-}
-
 constexpr int64_t kRowsPerStructureCheck = 4096;
 
 // The structure of a Csr with one row per sample: monotone row_ptr, ascending columns in [0, rows).

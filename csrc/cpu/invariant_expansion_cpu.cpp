@@ -12,6 +12,7 @@
 
 #include "../canonical/fixed_point.h"
 #include "csr_builder.h"
+#include "neighbor_order.h"
 #include "parallel.h"
 
 namespace dmic {

@@ -11,6 +11,7 @@
 #include "../canonical/fixed_point.h"
 #include "csr_builder.h"
 #include "features.h"
+#include "neighbor_order.h"
 
 namespace dmic {
 namespace {

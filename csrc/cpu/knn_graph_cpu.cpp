@@ -8,7 +8,7 @@
 //
 // With m directions a tile is first compared by sketches of m + 1 numbers, whose products bound x.y from above; the few
 // pairs that this does not settle get their canonical distance at once, and a tile with too many of them is computed as
-// above. The neighbours among sketches, searched first, give thresholds to start from. Directions that suit the features
+// above. The neighbours among sketches, searched first, are what lists start with. Directions that suit the features
 // badly cost time and change no bit.
 //
 // Operations: N^2 d multiply-adds / 2, plus about 1.1 k1 N canonical dot products of d; with directions N^2 (m + 1)
@@ -26,6 +26,7 @@
 
 #include "../canonical/dot.h"
 #include "features.h"
+#include "neighbor_order.h"
 #include "parallel.h"
 #include "simd.h"
 
@@ -236,30 +237,45 @@ class Search {
     return std::isinf(next) ? HUGE_VAL : next * scale_sq_;
   }
 
-  // Thresholds from the canonical distances of the k1 samples whose sketches are nearest.
+  // Starts every list with the k1 samples whose sketches are nearest, at their canonical distances.
   void seed(Progress& progress) {
-    const std::unique_ptr<int32_t[]> idx(new int32_t[rows_ * k1_]);
+    seeds_.reset(new int32_t[rows_ * k1_]);
     {
       const std::unique_ptr<float[]> dist(new float[rows_ * k1_]);
       Search search(sketches_.get(), rows_, width_, k1_, 0, nullptr, 0);
       search.measure(progress);
       search.compare(progress);
-      search.finish(progress, idx.get(), dist.get());
+      search.finish(progress, seeds_.get(), dist.get());
     }
     progress.check();
+    const std::vector<int32_t> order = order_by_neighbors(seeds_.get(), rows_, k1_);
     const auto new_dots = [&] { return std::pair(std::vector<double>(d_ + kDotLanes), std::vector<double>(k1_)); };
     for_each_chunk(progress, rows_, kRowsPerChunk, new_dots, [&](int64_t begin, int64_t end, auto& scratch) {
-      for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
-        const int32_t* mine = &idx[i * k1_];
+      for (int64_t turn = begin; turn < end && !progress.stopped(); ++turn) {
+        const int64_t i = order[turn];
+        const int32_t* mine = &seeds_[i * k1_];
         kernels_.dots(features_ + i * d_, features_, d_, mine, k1_, scratch.first.data(), scratch.second.data());
         float farthest = 0;
-        for (int64_t t = 0; t < k1_; ++t)
-          farthest = std::max(farthest, static_cast<float>(squared_distance(norm_sq_[i], norm_sq_[mine[t]],
-                                                                            scratch.second[t])));
+        start_list(i);
+        for (int64_t t = 0; t < k1_; ++t) {
+          const float distance = static_cast<float>(squared_distance(norm_sq_[i], norm_sq_[mine[t]], scratch.second[t]));
+          farthest = std::max(farthest, distance);
+          if (mine[t] == i) continue;
+          keys_[i * capacity_ + count_[i]] = distance;
+          idx_[i * capacity_ + count_[i]++] = mine[t];
+        }
+        exact_[i] = count_[i];
         tighten(i, inclusive(farthest * scale_sq_));
       }
     });
     progress.check();
+  }
+
+  // A sample is at distance zero of itself.
+  void start_list(int64_t i) {
+    keys_[i * capacity_] = 0.0f;
+    idx_[i * capacity_] = static_cast<int32_t>(i);
+    count_[i] = exact_[i] = 1;
   }
 
   void tighten(int64_t i, double threshold) {
@@ -352,6 +368,25 @@ class Search {
     return found;
   }
 
+  // Drops hits that no list needs, since it started with them.
+  int64_t without_seeds(const Block& rows, const Block& cols, TileHit* hits, int64_t found) const {
+    const auto is_seed = [&](int64_t i, int64_t j) {
+      const int32_t* list = &seeds_[i * k1_];
+      int same = 0;  // no early exit: the loop vectorises
+      for (int64_t t = 0; t < k1_; ++t) same |= list[t] == j;
+      return same != 0;
+    };
+    int64_t kept = 0;
+    for (int64_t t = 0; t < found; ++t) {
+      TileHit hit = hits[t];
+      const int64_t i = rows.begin + hit.row, j = cols.begin + hit.col;
+      hit.for_row = hit.for_row && !is_seed(i, j);
+      hit.for_col = hit.for_col && !is_seed(j, i);
+      if (hit.for_row || hit.for_col) hits[kept++] = hit;
+    }
+    return kept;
+  }
+
   // Replaces the scores of hits, which are in order of rows, by canonical distances.
   void score(const Block& rows, const Block& cols, TileHit* hits, int64_t found, Scratch& scratch) const {
     for (int64_t begin = 0, end; begin < found; begin = end) {
@@ -401,11 +436,7 @@ class Search {
   }
 
   void compare(Progress& progress) {
-    for (int64_t i = 0; i < rows_; ++i) {  // a sample is at distance zero of itself
-      keys_[i * capacity_] = 0.0f;
-      idx_[i * capacity_] = static_cast<int32_t>(i);
-      count_[i] = exact_[i] = 1;
-    }
+    for (int64_t i = 0; i < rows_ && !seeds_; ++i) start_list(i);
     std::vector<int64_t> first{0};
     for (int64_t col = 0; col < rows_; col += tile_cols_) {
       const int64_t step = tile_rows_ * kRowTilesPerItem, end = std::min(rows_, col + tile_cols_);
@@ -454,7 +485,7 @@ class Search {
           multiply(sketches_.get(), width_, rows, cols, 1.0, worker.sketch_cols.get(), worker.sketch_rows.get(),
                    worker.scores.get());
           filter.row_reach = &sketch_reach_[rows.begin];
-          found = survivors(worker.scores.get(), rows, cols, filter, hits);
+          found = without_seeds(rows, cols, hits, survivors(worker.scores.get(), rows, cols, filter, hits));
           settled = found * kDotCost <= rows.count * cols.count;
         }
         if (settled) {
@@ -465,6 +496,7 @@ class Search {
           multiply(features_, d_, rows, cols, scale_, worker.cols.get(), worker.rows.get(), worker.scores.get());
           filter.row_reach = &reach_[rows.begin];
           found = survivors(worker.scores.get(), rows, cols, filter, hits);
+          if (seeds_) found = without_seeds(rows, cols, hits, found);
         }
         {
           const Locked locked(locks_, rows.begin, rows.begin + rows.count);
@@ -515,6 +547,7 @@ class Search {
   std::vector<float> length_, reach_, norm_, limit_, sketch_reach_;
   std::vector<int32_t> count_, exact_;
   std::unique_ptr<float[]> sketches_;   // [rows, width]
+  std::unique_ptr<int32_t[]> seeds_;    // [rows, k1] with directions: what lists started with, and itself
   std::unique_ptr<float[]> keys_;       // [rows, capacity]
   std::unique_ptr<int32_t[]> idx_;      // [rows, capacity]
   std::vector<std::mutex> locks_;
