@@ -1,6 +1,7 @@
 # make demo    train on the embedded gallery and retrieve across modalities (a few minutes)
 # make test    everything that is checked before a change lands
-# make bench   measure against the published pipeline and print the table
+# make bench   measure every op against what is used instead, into benchmarks/results and docs/benchmarks.md
+# make bench-quick   the same at one size, under 3 minutes; writes nothing
 # make gpu-check    everything that needs a GPU, in under 8 minutes; PART=build|tests|sanitizer|kernels|pipeline for one
 # make wheel-check  build the wheel, install it beside torch $(TORCH) and cluster with it
 #
@@ -26,8 +27,9 @@ export PATH := $(abspath $(VENV)/bin):$(PATH)
 endif
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 RUFF := $(PY) -m ruff
+BENCH := env -u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE $(PY) -m benchmarks.suite
 
-.PHONY: demo test bench build lint unit smoke cpp wheel wheel-check gpu-check clean
+.PHONY: demo test bench bench-quick build lint unit smoke cpp wheel wheel-check gpu-check clean
 .DELETE_ON_ERROR:
 
 demo: build
@@ -38,7 +40,10 @@ test: lint build unit cpp smoke
 	@echo "make test: all passed"
 
 bench: $(DEV) build
-	$(PY) -m benchmarks.bench_pseudo_labels
+	$(BENCH)
+
+bench-quick: $(DEV) build
+	$(BENCH) --quick
 
 # In place, so that a checkout is its own installation; prints what it builds and why.
 build: $(SETUP)

@@ -1,1 +1,1 @@
-"""Measurements against the published pipeline; see `python -m benchmarks.bench_pseudo_labels --help`."""
+"""Measurements; `python -m benchmarks.suite --help` and `python -m benchmarks.gpu_check --help`."""

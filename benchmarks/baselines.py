@@ -1,14 +1,16 @@
-"""The published dense pipeline, the baseline of every benchmark: numpy, faiss-cpu and scikit-learn.
+"""What the suite measures beside this package: the published dense pipeline, and single steps in common libraries.
 
-Written from the description of the method with the data structures and loops that the field's repositories share: an
-N x N float32 encoding, numpy set operations row by row, a list of inverted indices from column scans, an N x N float32
-distance, and DBSCAN on it with metric="precomputed" and n_jobs=-1.
+The pipeline is written from the description of the method with the data structures and loops that the field's
+repositories share: an N x N float32 encoding, numpy set operations row by row, a list of inverted indices from column
+scans, an N x N float32 distance, and DBSCAN on it with metric="precomputed" and n_jobs=-1.
 """
 
 from __future__ import annotations
 
 import faiss
 import numpy as np
+import torch
+from scipy import sparse
 from sklearn.cluster import DBSCAN
 
 
@@ -17,6 +19,14 @@ def search(features: np.ndarray, k1: int) -> np.ndarray:
     index = faiss.IndexFlatL2(features.shape[1])
     index.add(features)
     return index.search(features, k1)[1]
+
+
+def search_in_torch(features: np.ndarray, k1: int, block_rows: int = 1024) -> np.ndarray:
+    """The same by blocks of a float32 product and topk: int64 [N, k1]."""
+    x = torch.from_numpy(features)
+    norm_sq = (x * x).sum(1)
+    scores = (torch.addmm(norm_sq, block, x.T, alpha=-2) for block in x.split(block_rows))
+    return torch.cat([block.topk(k1, largest=False).indices for block in scores]).numpy()
 
 
 def reciprocal_neighbors(ranks: np.ndarray, i: int, num_columns: int) -> np.ndarray:
@@ -90,6 +100,32 @@ def jaccard(expanded: np.ndarray) -> np.ndarray:
     return distance
 
 
-def cluster(distance: np.ndarray, eps: float, min_samples: int) -> np.ndarray:
+def sparse_jaccard(expanded: sparse.csr_array, max_distance: float) -> sparse.csr_array:
+    """J of the pairs within max_distance, float64 [N, N], in both directions, with the diagonal (a stored zero)."""
+    by_column = expanded.T.tocsr()
+    cols, values, lengths = [], [], []
+    for i in range(expanded.shape[0]):
+        row = slice(expanded.indptr[i], expanded.indptr[i + 1])
+        lists = by_column[expanded.indices[row]]
+        smaller = np.minimum(np.repeat(expanded.data[row], np.diff(lists.indptr)), lists.data)
+        overlap = np.bincount(lists.indices, smaller, minlength=1)
+        near = np.flatnonzero(overlap)
+        distance = np.maximum(1 - overlap[near] / (2 - overlap[near]), 0)
+        kept = distance <= max_distance
+        cols.append(near[kept])
+        values.append(distance[kept])
+        lengths.append(int(kept.sum()))
+    row_ptr = np.concatenate([[0], np.cumsum(lengths)])
+    return sparse.csr_array((np.concatenate(values), np.concatenate(cols), row_ptr), shape=expanded.shape)
+
+
+def round_in_torch(features: torch.Tensor, exponent: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """float16 [N, d] and what rounding lost, float32 [N]; without a bound on the error of that."""
+    scaled = features * 2.0**exponent
+    rounded = scaled.half()
+    return rounded, (scaled - rounded).norm(dim=1)
+
+
+def cluster(distance: np.ndarray | sparse.csr_array, eps: float, min_samples: int) -> np.ndarray:
     """Labels int64 [N], -1 for noise."""
     return DBSCAN(eps=eps, min_samples=min_samples, metric="precomputed", n_jobs=-1).fit_predict(distance)

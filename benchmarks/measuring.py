@@ -8,7 +8,6 @@ import os
 import platform
 import subprocess
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +28,12 @@ def warn_about_openblas() -> None:
 
 def current_bytes() -> int:
     """Resident memory of this process (Linux)."""
-    return _status("VmRSS")
+    return _kilobytes("/proc/self/status", "VmRSS")
 
 
 def peak_bytes() -> int:
     """Highest resident memory of this process since it started or since `reset_peak` (Linux)."""
-    return _status("VmHWM")
+    return _kilobytes("/proc/self/status", "VmHWM")
 
 
 def reset_peak() -> None:
@@ -42,20 +41,22 @@ def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_of(function: Callable, *args) -> int:
-    """Bytes that one call needs at its peak above what was resident before it (Linux with glibc)."""
-    ctypes.CDLL(None).malloc_trim(0)  # otherwise memory kept from earlier calls would be used again unseen
-    reset_peak()
-    before = current_bytes()
-    function(*args)
-    return peak_bytes() - before
+def trim() -> int:
+    """Give back memory kept from earlier calls, which would be used again unseen; what is left (Linux with glibc)."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return current_bytes()
 
 
-def _status(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
+def available_bytes() -> int:
+    """Memory that can be had without swapping (Linux)."""
+    return _kilobytes("/proc/meminfo", "MemAvailable")
+
+
+def _kilobytes(path: str, field: str) -> int:
+    for line in Path(path).read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
+    raise RuntimeError(f"{path} has no {field}")
 
 
 def compare_labels(labels: np.ndarray, want: np.ndarray) -> dict[str, object]:
@@ -85,11 +86,16 @@ def spread(seconds: list[float]) -> dict[str, object]:
 
 
 def commit() -> str | None:
-    """The commit that was measured, with `-dirty` if files differ from it; None outside a git checkout."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40", "--match="], cwd=ROOT, capture_output=True, text=True
-    )
-    return described.stdout.strip() or None if described.returncode == 0 else None
+    """The commit that was measured, with `-dirty` if tracked files differ from it, results and documentation aside;
+    None outside a git checkout."""
+
+    def git(*arguments: str) -> str | None:
+        ended = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        return ended.stdout.strip() if ended.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    measured = (".", ":!benchmarks/results", ":!docs")
+    return head and head + ("-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", *measured) else "")
 
 
 def machine() -> dict[str, object]:

@@ -15,10 +15,10 @@ SIZES = {
     "market": 12936,  # Market-1501's training set
     "16k": 16384,
     "sysu": 34167,  # both modalities of SYSU-MM01's training set
+    "msmt": 126441,  # all images of MSMT17
 }
 DIM = 2048  # channels of a ResNet-50 embedding
 K1, K2, EPS, MIN_SAMPLES = 40, 32, 0.6, 4  # the joint clustering of SYSU-MM01
-K1_HALF = int(np.around(K1 / 2))
 CAMERA_MODALITY = np.array([0, 0, 1, 0, 0, 1])  # SYSU-MM01, from 0: visible 0, 1, 3, 4; infrared 2, 5
 
 # Noise added to a unit identity direction, in the same unit: from a trained network to one at epoch 0.
