@@ -34,7 +34,7 @@ def test_every_method_is_measured_and_agrees(tmp_path, capsys):
     assert all(result["floors_s"][stage] > 0 for stage in (*suite.STAGES, suite.ALL, suite.ROUNDING))
 
     (tmp_path / "benchmarks.md").write_text(f"before\n{growth.BEGIN}\nold\n{growth.END}\nafter\n")
-    growth.publish(document, tmp_path)
+    growth.publish(document, result["case"], tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()
     assert page.startswith("before")
     assert page.endswith("after\n")
@@ -101,6 +101,31 @@ def test_what_needs_too_much_memory_or_time_is_skipped_with_the_reason(monkeypat
     smaller = {"case": dataclasses.asdict(suite.Case("market")), "methods": {"faiss-cpu": {"total_s": 50.0}}}
     reason = suite.reason_to_skip("faiss-cpu", huge, [smaller], 300)
     assert reason == "skipped: 349 s predicted from N = 12,936, the budget is 300 s"
+    assert suite.reason_to_skip(suite.OURS, huge, [smaller | {"methods": {suite.OURS: {"total_s": 50.0}}}], 300) is None
+    with_ours = smaller | {"methods": {"faiss-cpu": {"total_s": 30.0}, suite.OURS: {"total_s": 20.0}}}
+    assert suite.reason_to_skip("faiss-cpu", huge, [with_ours], 300) == reason
     other_kind = smaller | {"case": smaller["case"] | {"dim": 512}}
     assert suite.reason_to_skip("faiss-cpu", huge, [other_kind], 300) is None
     assert suite.measure(huge, ["faiss-cpu"], 1, 300, [smaller]) == {"faiss-cpu": {"skipped": reason}}
+
+
+def test_other_labels_in_another_repeat_are_wrong(monkeypatch):
+    labels = iter(np.arange(2))
+    right = suite.baselines.cluster
+    monkeypatch.setattr(suite.baselines, "cluster", lambda *a: np.where(np.arange(512) == next(labels), 99, right(*a)))
+    methods = suite.measure(suite.Case("smoke", dim=64), ["scikit-learn, sparse"], 2, 300, [])
+    assert methods["scikit-learn, sparse"]["stages"][suite.CLUSTER]["answer"] == "WRONG: other labels in another repeat"
+    assert suite.is_wrong({"methods": methods})
+
+
+def test_a_curve_has_the_sizes_of_one_kind_in_order():
+    def result(size: str, seconds: float, **other) -> dict:
+        measured = {"seconds": {"median": seconds}, "peak_bytes": 2e6}
+        methods = {suite.OURS: {"stages": {suite.SEARCH: measured}}, suite.DENSE: {"skipped": "too large"}}
+        case = suite.Case(size, **other)
+        return {"case": dataclasses.asdict(case), "num_samples": case.num_samples, "methods": methods}
+
+    results = [result("sysu", 9.0), result("market", 3.0, dim=512), result("regdb", 1.0)]
+    kind = dataclasses.asdict(suite.Case())
+    assert growth.curves(results, kind, suite.SEARCH, "seconds") == {suite.OURS: ([4120, 34167], [1.0, 9.0])}
+    assert growth.curves(results, kind, suite.SEARCH, "bytes") == {suite.OURS: ([4120, 34167], [2.0, 2.0])}

@@ -22,14 +22,11 @@ COLORS = {
 }
 
 
-def curves(results: list[dict], panel: str, quantity: str) -> dict[str, tuple[list[int], list[float]]]:
-    """N and seconds or MB of each method, ascending, over the results whose features are of the first one's kind."""
-    if not results:
-        return {}
-    kind = results[0]["case"] | {"size": None}
+def curves(results: list[dict], kind: dict, panel: str, quantity: str) -> dict[str, tuple[list[int], list[float]]]:
+    """N and seconds or MB of each method, ascending, over the results whose case is `kind` but for its size."""
     lines: dict[str, tuple[list[int], list[float]]] = {}
     for result in sorted(results, key=lambda r: r["num_samples"]):
-        if result["case"] | {"size": None} != kind:
+        if result["case"] | {"size": kind["size"]} != kind:
             continue
         for name, method in result["methods"].items():
             measured = method.get("stages", {}).get(panel)
@@ -41,14 +38,14 @@ def curves(results: list[dict], panel: str, quantity: str) -> dict[str, tuple[li
     return lines
 
 
-def draw(results: list[dict], folder: Path) -> None:
+def draw(results: list[dict], kind: dict, folder: Path) -> None:
     """growth.svg and growth.png: time above, memory below, a column for each op; a line ends where its method does."""
     pyplot.rcParams |= {"svg.hashsalt": "dmic", "font.size": 8}  # the same file from the same numbers
     figure, axes = pyplot.subplots(2, len(PANELS), figsize=(16, 6), sharex=True, layout="constrained")
     names: dict[str, object] = {}
     for row, (quantity, label) in enumerate((("seconds", "seconds"), ("bytes", "peak MB beyond the features"))):
         for axis, panel in zip(axes[row], PANELS, strict=True):
-            for name, (sizes, values) in curves(results, panel, quantity).items():
+            for name, (sizes, values) in curves(results, kind, panel, quantity).items():
                 names[name] = axis.plot(sizes, values, marker="o", markersize=3, color=COLORS[name], label=name)[0]
             axis.set(xscale="log", yscale="log", title=panel if row == 0 else "", xlabel="samples" if row else "")
             axis.grid(True, which="major", linewidth=0.3)
@@ -70,7 +67,7 @@ def block(document: dict) -> str:
         "| N | features | method | seconds, median (runs) | peak MB beyond the features | answer |",
         "|---|---|---|---|---|---|",
     ]
-    for result in document["results"]:
+    for result in sorted(document["results"], key=lambda r: r["num_samples"]):
         case = result["case"]
         kind = f"{case['difficulty']}, {'unit' if case['unit_norm'] else 'free'} norms, d {case['dim']}"
         start = f"| {result['num_samples']:,} | {kind}, k {case['k1']}/{case['k2']} |"
@@ -85,9 +82,9 @@ def block(document: dict) -> str:
     return "\n".join([*lines, "", "Commands:", "", *(f"    {command}" for command in document["commands"])]) + "\n"
 
 
-def publish(document: dict, folder: Path = DOCS) -> None:
-    """The pictures into `folder`, the block into its benchmarks.md."""
-    draw(document["results"], folder)
+def publish(document: dict, kind: dict, folder: Path = DOCS) -> None:
+    """The pictures, of cases of one kind, into `folder`; the block into its benchmarks.md."""
+    draw(document["results"], kind, folder)
     page = folder / "benchmarks.md"
     before, begin, rest = page.read_text().partition(BEGIN)
     if END not in rest:
