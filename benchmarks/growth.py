@@ -41,13 +41,16 @@ def curves(results: list[dict], kind: dict, panel: str, quantity: str) -> dict[s
 def draw(results: list[dict], kind: dict, folder: Path) -> None:
     """growth.svg and growth.png: time above, memory below, a column for each op; a line ends where its method does."""
     pyplot.rcParams |= {"svg.hashsalt": "dmic", "font.size": 8}  # the same file from the same numbers
-    figure, axes = pyplot.subplots(2, len(PANELS), figsize=(16, 6), sharex=True, layout="constrained")
+    figure, axes = pyplot.subplots(2, len(PANELS), figsize=(16, 6), sharex=True, sharey="row", layout="constrained")
     names: dict[str, object] = {}
     for row, (quantity, label) in enumerate((("seconds", "seconds"), ("bytes", "peak MB beyond the features"))):
         for axis, panel in zip(axes[row], PANELS, strict=True):
             for name, (sizes, values) in curves(results, kind, panel, quantity).items():
                 names[name] = axis.plot(sizes, values, marker="o", markersize=3, color=COLORS[name], label=name)[0]
             axis.set(xscale="log", yscale="log", title=panel if row == 0 else "", xlabel="samples" if row else "")
+            sizes = sorted({result["num_samples"] for result in results})
+            axis.set_xticks(sizes, [f"{size / 1000:.0f}k" for size in sizes])
+            axis.set_xticks([], minor=True)
             axis.grid(True, which="major", linewidth=0.3)
         axes[row][0].set_ylabel(label)
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(COLORS), frameon=False)
