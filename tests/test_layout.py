@@ -129,12 +129,14 @@ def test_an_op_is_found_under_its_name_in_every_place(op):
         CSRC / "ops" / f"{op}.h",
         CSRC / "cpu" / f"{op}_cpu.cpp",
         ROOT / "tests" / "ops" / f"test_{op}.py",
-        ROOT / "benchmarks" / f"bench_{op}.py",
     ):
         assert place.exists(), place.relative_to(ROOT)
     for module in ("ops", "reference"):
         assert f"\ndef {op}(" in MODULES[module].read_text(), f"dmic/{module}.py has no function {op}"
     assert f'register_fake("dmic::{op}")' in MODULES["ops"].read_text()
+    benchmarks = ROOT / "benchmarks"
+    assert f'"{op}"' in (benchmarks / "suite.py").read_text()
+    assert f"void measured_{op}(" in (benchmarks / "callgrind" / "driver.cpp").read_text()
 
 
 def test_an_op_on_the_gpu_has_a_kernel_of_its_name_and_the_other_way_round():
