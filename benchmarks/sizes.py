@@ -9,6 +9,7 @@ import torch
 
 SIZES = {
     "smoke": 512,
+    "2k": 2048,
     "4k": 4096,
     "regdb": 4120,  # both modalities of RegDB's training set
     "8k": 8192,
