@@ -1,7 +1,10 @@
 // Every CPU op once, on a fixed input and with a fixed instruction set, for callgrind: counts instructions inside the
 // functions named measured_<op>, and nothing between them.
 #include <algorithm>
+#include <any>
+#include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <optional>
 #include <random>
 #include <tuple>
@@ -60,36 +63,48 @@ Function* op(const char* name) {
 
 }  // namespace
 
-#define MEASURED extern "C" __attribute__((noinline))
-
 using Search = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, int64_t, int64_t, const Ids&);
-MEASURED void measured_knn_graph(Search* search, const Tensor& features, Csr& found) {
+using Encode = Csr(const Tensor&, const Tensor&, int64_t);
+using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&);
+using Join = Csr(const Tensor&, const Tensor&, const Tensor&, double, int64_t);
+using Cluster = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, int64_t);
+using Round = std::tuple<Tensor, Tensor>(const Tensor&, int64_t);
+
+extern "C" {  // names that callgrind is given
+
+[[gnu::noinline]] void measured_knn_graph(Search* search, const Tensor& features, Csr& found) {
   found = search(features, kK1, 0, std::nullopt);
 }
-MEASURED void measured_knn_graph_along_directions(Search* search, const Tensor& features, const Ids& directions, Csr& found) {
+
+[[gnu::noinline]] void measured_knn_graph_along_directions(Search* search, const Tensor& features,
+                                                           const Ids& directions, Csr& found) {
   found = search(features, kK1, 0, directions);
 }
-using Encode = Csr(const Tensor&, const Tensor&, int64_t);
-MEASURED void measured_k_reciprocal_encoding(Encode* encode, const Tensor& features, const Tensor& lists, Csr& encoding) {
+
+[[gnu::noinline]] void measured_k_reciprocal_encoding(Encode* encode, const Tensor& features, const Tensor& lists,
+                                                      Csr& encoding) {
   encoding = encode(features, lists, kK1Half);
 }
-using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&);
-MEASURED void measured_invariant_expansion(Expand* expand, const Csr& in, const Tensor& lists, const Ids& cameras,
-                                           const Ids& modalities, Csr& out) {
+
+[[gnu::noinline]] void measured_invariant_expansion(Expand* expand, const Csr& in, const Tensor& lists,
+                                                    const Ids& cameras, const Ids& modalities, Csr& out) {
   out = expand(std::get<0>(in), std::get<1>(in), std::get<2>(in), lists, kK2, cameras, modalities);
 }
-using Join = Csr(const Tensor&, const Tensor&, const Tensor&, double, int64_t);
-MEASURED void measured_jaccard_distance(Join* join, const Csr& in, Csr& distance) {
+
+[[gnu::noinline]] void measured_jaccard_distance(Join* join, const Csr& in, Csr& distance) {
   distance = join(std::get<0>(in), std::get<1>(in), std::get<2>(in), kEps, -1);
 }
-using Cluster = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, int64_t);
-MEASURED void measured_dbscan(Cluster* cluster, const Csr& in, std::tuple<Tensor, Tensor>& found) {
+
+[[gnu::noinline]] void measured_dbscan(Cluster* cluster, const Csr& in, std::tuple<Tensor, Tensor>& found) {
   found = cluster(std::get<0>(in), std::get<1>(in), std::get<2>(in), kEps, kMinSamples);
 }
-using Round = std::tuple<Tensor, Tensor>(const Tensor&, int64_t);
-MEASURED void measured_round_features(Round* round, const Tensor& features, std::tuple<Tensor, Tensor>& rounded) {
+
+[[gnu::noinline]] void measured_round_features(Round* round, const Tensor& features,
+                                               std::tuple<Tensor, Tensor>& rounded) {
   rounded = round(features, kExponent);
 }
+
+}  // extern "C"
 
 int main(int argc, char** argv) {
   if (argc != 2 || !dmic::set_simd_level(argv[1])) {

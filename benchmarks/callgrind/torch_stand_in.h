@@ -1,4 +1,4 @@
-// As much of torch's stable interface as the CPU ops use, on one thread: valgrind would take minutes to load the real one.
+// As much of torch's stable interface as the CPU ops use, on one thread: torch itself takes minutes under valgrind.
 #pragma once
 
 #include <any>
@@ -37,15 +37,15 @@ using headeronly::ScalarType;
 // Contiguous and on the CPU, always; copies share the data.
 class Tensor {
  public:
-  Tensor(std::initializer_list<int64_t> shape, ScalarType type) : shape_(shape), type_(type) {
-    size_t count = 1;
-    for (const int64_t size : shape) count *= static_cast<size_t>(size);
-    num_bytes_ = count * bytes_of(type);
+  Tensor(std::vector<int64_t> shape, ScalarType type) : shape_(std::move(shape)), type_(type) {
+    num_bytes_ = bytes_of(type);
+    for (const int64_t size : shape_) num_bytes_ *= static_cast<size_t>(size);
     data_ = std::make_unique_for_overwrite<std::byte[]>(num_bytes_);
   }
 
   int64_t dim() const { return static_cast<int64_t>(shape_.size()); }
   int64_t size(int64_t axis) const { return shape_[axis]; }
+  const std::vector<int64_t>& shape() const { return shape_; }
   ScalarType scalar_type() const { return type_; }
   int device() const { return 0; }
   bool is_cuda() const { return false; }
@@ -73,9 +73,7 @@ class Tensor {
 inline Tensor contiguous(const Tensor& tensor) { return tensor; }
 
 inline Tensor clone(const Tensor& tensor) {
-  Tensor copy = tensor;
-  copy = tensor.dim() == 1 ? Tensor({tensor.size(0)}, tensor.scalar_type())
-                           : Tensor({tensor.size(0), tensor.size(1)}, tensor.scalar_type());
+  Tensor copy(tensor.shape(), tensor.scalar_type());
   std::memcpy(copy.mutable_data_ptr(), tensor.mutable_data_ptr(), tensor.num_bytes());
   return copy;
 }
