@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -129,3 +130,25 @@ def test_a_curve_has_the_sizes_of_one_kind_in_order():
     kind = dataclasses.asdict(suite.Case())
     assert growth.curves(results, kind, suite.SEARCH, "seconds") == {suite.OURS: ([4120, 34167], [1.0, 9.0])}
     assert growth.curves(results, kind, suite.SEARCH, "bytes") == {suite.OURS: ([4120, 34167], [2.0, 2.0])}
+
+
+def test_written_results_leave_a_commit_clean_and_changed_code_does_not(tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", *identity, *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(suite.measuring, "ROOT", tmp_path)
+    assert suite.measuring.commit() is None
+    files = [tmp_path / name for name in ("benchmarks/results/suite.json", "docs/growth.svg", "dmic/ops.py")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "all")
+    head = git("rev-parse", "HEAD")
+    for file, want in zip(files, (head, head, f"{head}-dirty"), strict=True):
+        file.write_text("after")
+        assert suite.measuring.commit() == want
