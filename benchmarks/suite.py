@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 import dmic
+from dmic import directions
 from dmic.ops import round_features
 
 from . import baselines, growth, measuring
@@ -372,6 +373,12 @@ def measure(case: Case, names: list[str], repeats: int, budget_s: float, results
     return {name: found.get(name) or summary(runs[name]) for name in names}
 
 
+def warm_up(names: list[str]) -> None:
+    """Loads libraries and starts threads, outside of what is measured."""
+    measure(Case("smoke", dim=64), names, 1, math.inf, [])
+    dmic.knn_graph(np.random.default_rng(0).random((directions.MIN_SAMPLES, directions.MIN_COLUMNS), np.float32), K1)
+
+
 def summary(runs: list[Recorder]) -> dict[str, object]:
     first = runs[0]
     stages = {
@@ -524,7 +531,7 @@ def main(arguments: list[str] | None = None) -> int:
     document = open_document(path, options.fresh)
     document["commands"].append(shlex.join(["python", "-m", "benchmarks.suite", *arguments]))
     results, shown = document["results"], []
-    measure(Case("smoke", dim=64), options.methods, 1, math.inf, [])  # loads libraries and starts threads
+    warm_up(options.methods)
     for case in chosen_cases(options):
         result = next((r for r in results if r["case"] == dataclasses.asdict(case)), None)
         if result is None:
