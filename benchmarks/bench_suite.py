@@ -80,7 +80,7 @@ def test_an_answer_that_differs_is_wrong(broken, monkeypatch):
 def test_other_labels_end_the_suite_with_status_1(monkeypatch):
     right = suite.baselines.cluster
     monkeypatch.setattr(suite.baselines, "cluster", lambda *a: np.where(np.arange(512) == 7, 99, right(*a)))
-    assert suite.main(["--smoke", "--methods", "scikit-learn, sparse"]) == 1
+    assert suite.main(["--smoke", "--methods", "scikit-learn sparse"]) == 1
 
 
 def test_pairs_at_the_radius_may_fall_on_either_side_and_others_may_not():
@@ -114,8 +114,8 @@ def test_other_labels_in_another_repeat_are_wrong(monkeypatch):
     labels = iter(np.arange(2))
     right = suite.baselines.cluster
     monkeypatch.setattr(suite.baselines, "cluster", lambda *a: np.where(np.arange(512) == next(labels), 99, right(*a)))
-    methods = suite.measure(suite.Case("smoke", dim=64), ["scikit-learn, sparse"], 2, 300, [])
-    assert methods["scikit-learn, sparse"]["stages"][suite.CLUSTER]["answer"] == "WRONG: other labels in another repeat"
+    methods = suite.measure(suite.Case("smoke", dim=64), ["scikit-learn sparse"], 2, 300, [])
+    assert methods["scikit-learn sparse"]["stages"][suite.CLUSTER]["answer"] == "WRONG: other labels in another repeat"
     assert suite.is_wrong({"methods": methods})
 
 
@@ -148,7 +148,11 @@ def test_written_results_leave_a_commit_clean_and_changed_code_does_not(tmp_path
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "all")
-    head = git("rev-parse", "HEAD")
-    for file, want in zip(files, (head, head, f"{head}-dirty"), strict=True):
+    measured = git("rev-parse", "HEAD")
+    for file in files[:2]:
         file.write_text("after")
-        assert suite.measuring.commit() == want
+        assert suite.measuring.commit() == measured
+    git("commit", "-qam", "results")
+    assert suite.measuring.commit() == measured
+    files[2].write_text("after")
+    assert suite.measuring.commit() == f"{measured}-dirty"

@@ -18,7 +18,7 @@ COLORS = {
     "faiss-cpu": "#2563eb",
     "torch mm + topk": "#16a34a",
     "scipy sparse": "#9333ea",
-    "scikit-learn, sparse": "#0891b2",
+    "scikit-learn sparse": "#0891b2",
 }
 
 

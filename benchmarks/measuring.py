@@ -86,16 +86,16 @@ def spread(seconds: list[float]) -> dict[str, object]:
 
 
 def commit() -> str | None:
-    """The commit that was measured, with `-dirty` if tracked files differ from it, results and documentation aside;
-    None outside a git checkout."""
+    """The last commit of what is measured, with `-dirty` if tracked files differ from it; None outside a git checkout.
+    Results and documentation are not measured: writing and committing them changes nothing here."""
 
     def git(*arguments: str) -> str | None:
-        ended = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        measured = ("--", ".", ":!benchmarks/results", ":!docs")
+        ended = subprocess.run(["git", *arguments, *measured], cwd=ROOT, capture_output=True, text=True)
         return ended.stdout.strip() if ended.returncode == 0 else None
 
-    head = git("rev-parse", "HEAD")
-    measured = (".", ":!benchmarks/results", ":!docs")
-    return head and head + ("-dirty" if git("status", "--porcelain", "--untracked-files=no", "--", *measured) else "")
+    last = git("log", "-1", "--format=%H")
+    return last and last + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def machine() -> dict[str, object]:

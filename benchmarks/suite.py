@@ -273,7 +273,7 @@ METHODS = {
     "faiss-cpu": run_faiss,
     "torch mm + topk": run_torch,
     "scipy sparse": run_scipy,
-    "scikit-learn, sparse": run_scikit_learn,
+    "scikit-learn sparse": run_scikit_learn,
     "torch rounding": run_torch_rounding,
 }
 DENSE_BYTES = 12  # of each entry of N x N: the encoding and its expansion, or that and the distance, and indices of it
@@ -506,7 +506,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="NAME", help="of: %(choices)s"
     )
     parser.add_argument("--repeats", type=int, default=3, help="turns of each method; default 3")
-    parser.add_argument("--budget", type=float, default=300, help="seconds that a baseline may be predicted to take")
+    parser.add_argument(
+        "--budget", type=float, default=600, help="seconds that a baseline may be predicted to take; default 600"
+    )
     parser.add_argument("--quick", action="store_true", help="2,048 samples only, one repeat, nothing written")
     parser.add_argument("--smoke", action="store_true", help="512 samples of 64 columns, one repeat")
     parser.add_argument("--fresh", action="store_true", help="forget what the JSON file has")
