@@ -50,7 +50,7 @@ def leading_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
 
     queries = slice(0, QUERIES)
     norm_sq = sample.square().sum(1)
-    place = max(1, round(k1 * len(sample) / num_samples))
+    place = max(2, round(k1 * len(sample) / num_samples))  # the first is the query itself
     distance = norm_sq[queries, None] + norm_sq - 2 * sample[queries] @ sample.T
     farthest = distance.kthvalue(place, dim=1, keepdim=True).values
     pairs = num_samples / 2  # a row is compared with half of the others

@@ -12,8 +12,8 @@
 // badly cost time and change no bit.
 //
 // Operations: N^2 d multiply-adds / 2, plus about 1.1 k1 N canonical dot products of d; with directions N^2 (m + 1)
-// + N d m, plus about 2.5 k1 N canonical dot products, more where the bound is loose. Scratch: 8 (3 k1 + 64) N + 32 N
-// bytes, with directions twice that and 4 (m + 2 k1) N, and about 4 MB + 2 KB x d per thread.
+// + N d m, plus k1 N canonical dot products and one for each pair that only the bound proposes. Scratch:
+// 8 (3 k1 + 64) N + 32 N bytes, with directions twice that and 4 (m + 2 k1) N, and about 4 MB + 2 KB x d per thread.
 #include "../ops/knn_graph.h"
 
 #include <algorithm>
@@ -39,6 +39,7 @@ constexpr int64_t kRowTilesPerItem = 8;              // one packed column block 
 constexpr int64_t kRowsPerLock = 256;
 constexpr int64_t kRowsPerChunk = 32;
 constexpr int64_t kDotCost = 6;                      // of a canonical dot product, in multiply-adds of a tile, per column
+constexpr int64_t kSeedCheck = 4;                    // at most one in so many pairs is looked up among the seeds
 constexpr int64_t kSketchRoom = 48;                  // entries beyond k1 after which a list of exact distances is cut
 constexpr double kMaxSkew = 1.0 / 16;                // of directions that are not quite orthonormal
 constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
@@ -485,8 +486,10 @@ class Search {
           multiply(sketches_.get(), width_, rows, cols, 1.0, worker.sketch_cols.get(), worker.sketch_rows.get(),
                    worker.scores.get());
           filter.row_reach = &sketch_reach_[rows.begin];
-          found = without_seeds(rows, cols, hits, survivors(worker.scores.get(), rows, cols, filter, hits));
-          settled = found * kDotCost <= rows.count * cols.count;
+          found = survivors(worker.scores.get(), rows, cols, filter, hits);
+          settled = found <= rows.count * cols.count / kSeedCheck;
+          if (settled) found = without_seeds(rows, cols, hits, found);
+          settled = settled && found * kDotCost <= rows.count * cols.count;
         }
         if (settled) {
           score(rows, cols, hits, found, worker.scratch);

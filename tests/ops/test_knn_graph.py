@@ -317,6 +317,13 @@ def test_the_public_search_takes_directions_where_they_pay(monkeypatch):
     assert_same_bits(got, torch.ops.dmic.knn_graph(torch.from_numpy(features), 20)[:2])
 
 
+def test_short_lists_in_large_galleries_need_all_directions_of_the_features_too():
+    random = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(256, 60, generator=random)).Q.T
+    features = torch.randn(6000, 60, generator=random) @ basis + 0.01 * torch.randn(6000, 256, generator=random)
+    assert [len(leading_directions(features, k1)) for k1 in (1, 2, 40)] == [63, 63, 63]
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_values_that_are_not_finite_are_refused_in_galleries_that_directions_are_tried_on(value):
     features = np.ones((6001, 256), np.float32)
