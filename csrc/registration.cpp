@@ -3,7 +3,8 @@
 
 STABLE_TORCH_LIBRARY(dmic, m) {
   m.def(
-      "knn_graph(Tensor features, int k1, int block_rows=0, Tensor? directions=None) -> (Tensor, Tensor, Tensor)");
+      "knn_graph(Tensor features, int k1, int block_rows=0, Tensor? directions=None, int split=0, "
+      "Tensor? farthest=None) -> (Tensor, Tensor, Tensor)");
   m.def("k_reciprocal_encoding(Tensor features, Tensor neighbor_idx, int k1_half) -> (Tensor, Tensor, Tensor)");
   m.def(
       "invariant_expansion(Tensor row_ptr, Tensor col_idx, Tensor values, Tensor neighbor_idx, int k2, "

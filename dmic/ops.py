@@ -34,6 +34,13 @@ def _features(op: str, features: Any) -> torch.Tensor:
     return single
 
 
+def _floats(op: str, name: str, array: Any, device: torch.device) -> torch.Tensor:
+    tensor = to_tensor(array, f"{op}: {name}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{op}: {name} must be floating point, got {dtype_name(tensor.dtype)}")
+    return tensor.to(device, torch.float32).contiguous()
+
+
 def _number(op: str, name: str, value: Any) -> float:
     try:
         return float(value)
@@ -128,8 +135,67 @@ def knn_graph_and_redone(
     return neighbor_idx, neighbor_dist, redone if compiling else int(redone)
 
 
+def knn_between(
+    features: Any,
+    split: int,
+    k1: int,
+    farthest: Any = None,
+    *,
+    block_rows: int = 0,
+    directions: Any = None,
+    progress: Progress | None = None,
+) -> tuple[Any, Any]:
+    """The k1 nearest samples of the other side, for each sample of two sides; exact.
+
+    Rows [0, split) are compared with rows [split, N), each pair once for both lists, and with no row of their own side.
+    This is how a gallery that does not fit a machine is searched: two blocks of it at a time. It is the op `knn_graph`,
+    and errors and progress have that name.
+
+    Args:
+        features: floating point [N, d], finite; rounded to float32 if wider. Norms are arbitrary.
+        split: rows of the first side; 0 <= split <= N.
+        k1: list length; 1 <= k1 <= N. A list is shorter if the other side is.
+        farthest: floating point [N], at least 0, infinity included: list i holds nothing beyond farthest[i], compared
+            in float32. Who has the k1-th nearest of earlier blocks gives its distance here, and the search drops all
+            else from the start. None is infinity.
+        block_rows: rows and columns compared at a time; 0 chooses. Changes time and memory, not a bit of the result.
+        directions: floating point [m, d], orthonormal rows along which features vary most, as
+            `dmic.directions.leading_directions` finds them, or None to compare in full. Change time, not a bit of the
+            result. A GPU has no use for them.
+        progress: see the module.
+
+    Returns:
+        neighbor_idx: int32 [N, k1], rows of `features`, nearest first; equal distances by ascending index. A short
+            list ends with -1.
+        neighbor_dist: float32 [N, k1], squared Euclidean distances, ascending; infinity where the index is -1.
+
+    Raises:
+        ValueError: features not [N, d], not finite; split or k1 out of range; farthest negative or NaN; directions
+            that are not orthonormal.
+
+    >>> import numpy as np
+    >>> knn_between(np.array([[0.0], [1.0], [3.0]]), split=2, k1=2)
+    (array([[ 2, -1],
+           [ 2, -1],
+           [ 1,  0]], dtype=int32), array([[ 9., inf],
+           [ 4., inf],
+           [ 4.,  9.]], dtype=float32))
+    """
+    op = "knn_graph"
+    tensor, restore = _features(op, features), like(features)
+    split, k1 = to_integer(split, f"{op}: split"), to_integer(k1, f"{op}: k1")
+    block_rows = to_integer(block_rows, f"{op}: block_rows")
+    limits = None if farthest is None else _floats(op, "farthest", farthest, tensor.device)
+    axes = None if directions is None else _floats(op, "directions", directions, tensor.device)
+    if split == 0 and tensor.dim() == 2:
+        split = len(tensor)  # to the op 0 is no split; an empty side is an empty side
+    arguments = (tensor, k1, block_rows, axes, split, limits)
+    neighbor_idx, neighbor_dist, _ = call(progress, torch.ops.dmic.knn_graph.default, *arguments)
+    return restore(neighbor_idx), restore(neighbor_dist)
+
+
 @torch.library.register_fake("dmic::knn_graph")
-def _(features, k1, block_rows=0, directions=None):
+def _(features, k1, block_rows=0, directions=None, split=0, farthest=None):
     rows = features.shape[0]
     idx, dist = features.new_empty(rows, k1, dtype=torch.int32), features.new_empty(rows, k1)
     return idx, dist, features.new_empty(1, dtype=torch.int64)

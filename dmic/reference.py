@@ -86,18 +86,26 @@ def _rows(csr: Csr) -> list[dict[int, int | float]]:
     ]
 
 
-def knn_graph(features: np.ndarray, k1: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k1 nearest samples of each sample, itself included; ties to the lower index."""
+def knn_graph(
+    features: np.ndarray, k1: int, split: int = 0, farthest: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k1 nearest samples of each sample, itself included; ties to the lower index. With a split, those of the other
+    side of it, none beyond `farthest`; -1 and infinity where there are fewer."""
     features = np.asarray(features).astype(np.float32)
     n = len(features)
     norm_sq = dot(features, features)
-    neighbor_idx = np.empty((n, k1), np.int32)
-    neighbor_dist = np.empty((n, k1), np.float32)
+    neighbor_idx = np.full((n, k1), -1, np.int32)
+    neighbor_dist = np.full((n, k1), np.inf, np.float32)
     for i in range(n):
         with np.errstate(over="ignore"):  # squared distances beyond float32 are +inf, and still ordered by index
             dist = np.maximum(norm_sq[i] + norm_sq - 2 * dot(features[i], features), 0.0).astype(np.float32)
-        order = np.lexsort((np.arange(n), dist))[:k1]
-        neighbor_idx[i], neighbor_dist[i] = order, dist[order]
+        order = np.lexsort((np.arange(n), dist))
+        if split:
+            order = order[(order >= split) if i < split else (order < split)]
+        if farthest is not None:
+            order = order[dist[order] <= np.float32(farthest[i])]
+        found = order[:k1]
+        neighbor_idx[i, : len(found)], neighbor_dist[i, : len(found)] = found, dist[found]
     return neighbor_idx, neighbor_dist
 
 

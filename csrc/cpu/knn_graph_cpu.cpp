@@ -11,9 +11,13 @@
 // above. The neighbours among sketches, searched first, are what lists start with. Directions that suit the features
 // badly cost time and change no bit.
 //
+// With a split, tiles are of one side's rows and the other's columns, and lists start empty; thresholds that the caller
+// gives take the place of the neighbours among sketches.
+//
 // Operations: N^2 d multiply-adds / 2, plus about 1.1 k1 N canonical dot products of d; with directions N^2 (m + 1)
-// + N d m, plus k1 N canonical dot products and one for each pair that only the bound proposes. Scratch:
-// 8 (3 k1 + 64) N + 32 N bytes, with directions twice that and 4 (m + 2 k1) N, and about 4 MB + 2 KB x d per thread.
+// + N d m, plus k1 N canonical dot products and one for each pair that only the bound proposes; with a split, its
+// product of sides for N^2 / 2. Scratch: 8 (3 k1 + 64) N + 32 N bytes, with directions twice that and 4 (m + 2 k1) N, and
+// about 4 MB + 2 KB x d per thread.
 #include "../ops/knn_graph.h"
 
 #include <algorithm>
@@ -76,11 +80,13 @@ void pack(const float* features, int64_t d, int64_t first, int64_t count, int64_
 class Search {
  public:
   Search(const float* features, int64_t rows, int64_t d, int64_t k1, int64_t block_rows, const float* directions,
-         int64_t num_directions)
+         int64_t num_directions, int64_t split, const float* farthest)
       : kernels_(simd()),
         features_(features),
         directions_(directions),
+        farthest_(farthest),
         rows_(rows),
+        split_(split),
         d_(d),
         k1_(k1),
         width_(num_directions ? num_directions + 1 : 0),
@@ -102,11 +108,11 @@ class Search {
   // Work of the whole search in the units of its progress: scores, and rows to finish.
   int64_t work() const {
     int64_t scores = 0;
-    for (int64_t col = 0; col < rows_; col += tile_cols_) {
+    for (int64_t col = split_; col < rows_; col += tile_cols_) {
       const int64_t end = std::min(rows_, col + tile_cols_);
-      scores += (end - col) * end;
+      scores += (end - col) * rows_before(end);
     }
-    return (scores + rows_ * kFinishWeight) * (width_ ? 2 : 1);
+    return (scores + rows_ * kFinishWeight) * (width_ && !farthest_ ? 2 : 1);
   }
 
   void run(Progress& progress, int32_t* neighbor_idx, float* neighbor_dist) {
@@ -114,7 +120,7 @@ class Search {
     measure(progress);
     if (width_) {
       sketch(progress);
-      seed(progress);
+      if (!farthest_) seed(progress);
     }
     compare(progress);
     finish(progress, neighbor_idx, neighbor_dist);
@@ -126,6 +132,12 @@ class Search {
   struct Block {  // consecutive rows
     int64_t begin, count;
   };
+
+  // The rows that a block of columns is compared with: those before its end, or the other side.
+  int64_t rows_before(int64_t col_end) const { return split_ ? split_ : col_end; }
+
+  // The most samples that the list of a row can hold.
+  int64_t most_neighbors(int64_t i) const { return split_ == 0 ? rows_ : i < split_ ? rows_ - split_ : split_; }
 
   struct Scratch {  // one per worker
     std::vector<double> wide, dots, upper;
@@ -238,12 +250,13 @@ class Search {
     return std::isinf(next) ? HUGE_VAL : next * scale_sq_;
   }
 
-  // Starts every list with the k1 samples whose sketches are nearest, at their canonical distances.
+  // Starts every list with the k1 samples whose sketches are nearest, at their canonical distances; with all of the
+  // other side if it is shorter.
   void seed(Progress& progress) {
     seeds_.reset(new int32_t[rows_ * k1_]);
     {
       const std::unique_ptr<float[]> dist(new float[rows_ * k1_]);
-      Search search(sketches_.get(), rows_, width_, k1_, 0, nullptr, 0);
+      Search search(sketches_.get(), rows_, width_, k1_, 0, nullptr, 0, split_, nullptr);
       search.measure(progress);
       search.compare(progress);
       search.finish(progress, seeds_.get(), dist.get());
@@ -255,25 +268,27 @@ class Search {
       for (int64_t turn = begin; turn < end && !progress.stopped(); ++turn) {
         const int64_t i = order[turn];
         const int32_t* mine = &seeds_[i * k1_];
-        kernels_.dots(features_ + i * d_, features_, d_, mine, k1_, scratch.first.data(), scratch.second.data());
-        float farthest = 0;
+        const int64_t found = std::min(k1_, most_neighbors(i));
+        kernels_.dots(features_ + i * d_, features_, d_, mine, found, scratch.first.data(), scratch.second.data());
+        float last = 0;
         start_list(i);
-        for (int64_t t = 0; t < k1_; ++t) {
+        for (int64_t t = 0; t < found; ++t) {
           const float distance = static_cast<float>(squared_distance(norm_sq_[i], norm_sq_[mine[t]], scratch.second[t]));
-          farthest = std::max(farthest, distance);
+          last = std::max(last, distance);
           if (mine[t] == i) continue;
           keys_[i * capacity_ + count_[i]] = distance;
           idx_[i * capacity_ + count_[i]++] = mine[t];
         }
         exact_[i] = count_[i];
-        tighten(i, inclusive(farthest * scale_sq_));
+        if (found == k1_) tighten(i, inclusive(last * scale_sq_));
       }
     });
     progress.check();
   }
 
-  // A sample is at distance zero of itself.
+  // A sample is at distance zero of itself, and not of the other side.
   void start_list(int64_t i) {
+    if (split_) return;
     keys_[i * capacity_] = 0.0f;
     idx_[i * capacity_] = static_cast<int32_t>(i);
     count_[i] = exact_[i] = 1;
@@ -431,16 +446,17 @@ class Search {
   // Items are numbered column block by column block; first[c] is the first of block c. Later blocks have more rows.
   Item item_at(const std::vector<int64_t>& first, int64_t number) const {
     const int64_t c = std::upper_bound(first.begin(), first.end(), number) - first.begin() - 1;
-    const int64_t step = tile_rows_ * kRowTilesPerItem, end = std::min(rows_, (c + 1) * tile_cols_);
-    const int64_t row = (number - first[c]) * step;
-    return {c * tile_cols_, row, std::min(end, row + step)};
+    const int64_t step = tile_rows_ * kRowTilesPerItem, col = split_ + c * tile_cols_;
+    const int64_t row = (number - first[c]) * step, end = rows_before(std::min(rows_, col + tile_cols_));
+    return {col, row, std::min(end, row + step)};
   }
 
   void compare(Progress& progress) {
     for (int64_t i = 0; i < rows_ && !seeds_; ++i) start_list(i);
+    for (int64_t i = 0; i < rows_ && farthest_; ++i) tighten(i, inclusive(farthest_[i] * scale_sq_));
     std::vector<int64_t> first{0};
-    for (int64_t col = 0; col < rows_; col += tile_cols_) {
-      const int64_t step = tile_rows_ * kRowTilesPerItem, end = std::min(rows_, col + tile_cols_);
+    for (int64_t col = split_; col < rows_; col += tile_cols_) {
+      const int64_t step = tile_rows_ * kRowTilesPerItem, end = rows_before(std::min(rows_, col + tile_cols_));
       first.push_back(first.back() + (end + step - 1) / step);
     }
     struct Worker {
@@ -488,7 +504,7 @@ class Search {
           filter.row_reach = &sketch_reach_[rows.begin];
           found = survivors(worker.scores.get(), rows, cols, filter, hits);
           settled = found <= rows.count * cols.count / kSeedCheck;
-          if (settled) found = without_seeds(rows, cols, hits, found);
+          if (settled && seeds_) found = without_seeds(rows, cols, hits, found);
           settled = settled && found * kDotCost <= rows.count * cols.count;
         }
         if (settled) {
@@ -532,9 +548,14 @@ class Search {
           for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
             compact(i, scratch);
             resolve(i, scratch);
-            if (count_[i] != k1_) throw std::logic_error("knn_graph: a row lost candidates; this is a bug in dmic");
-            std::copy_n(&idx_[i * capacity_], k1_, neighbor_idx + i * k1_);
-            std::copy_n(&keys_[i * capacity_], k1_, neighbor_dist + i * k1_);
+            const int32_t* idx = &idx_[i * capacity_];
+            const float* keys = &keys_[i * capacity_];
+            const float end = farthest_ ? farthest_[i] : kInfinity;
+            const int64_t found = std::upper_bound(keys, keys + count_[i], end) - keys;
+            if (found < k1_ && std::isinf(end) && found < most_neighbors(i))
+              throw std::logic_error("knn_graph: a row lost candidates; this is a bug in dmic");
+            std::fill_n(std::copy_n(idx, found, neighbor_idx + i * k1_), k1_ - found, -1);
+            std::fill_n(std::copy_n(keys, found, neighbor_dist + i * k1_), k1_ - found, kInfinity);
             progress.poll();
           }
           progress.add((end - begin) * kFinishWeight);
@@ -544,29 +565,34 @@ class Search {
   const SimdKernels& kernels_;
   const float* const features_;
   const float* const directions_;       // [width - 1, d], or null
-  const int64_t rows_, d_, k1_, width_, capacity_, room_, tile_rows_, tile_cols_;
+  const float* const farthest_;         // [rows], or null
+  const int64_t rows_, split_, d_, k1_, width_, capacity_, room_, tile_rows_, tile_cols_;
   double scale_ = 1, scale_sq_ = 1, error_ = 0;
   std::vector<double> norm_sq_;         // canonical, not scaled
   std::vector<float> length_, reach_, norm_, limit_, sketch_reach_;
   std::vector<int32_t> count_, exact_;
   std::unique_ptr<float[]> sketches_;   // [rows, width]
-  std::unique_ptr<int32_t[]> seeds_;    // [rows, k1] with directions: what lists started with, and itself
+  std::unique_ptr<int32_t[]> seeds_;    // [rows, k1] with directions: what lists started with, and itself; or null
   std::unique_ptr<float[]> keys_;       // [rows, capacity]
   std::unique_ptr<int32_t[]> idx_;      // [rows, capacity]
   std::vector<std::mutex> locks_;
 };
 
 std::tuple<Tensor, Tensor, Tensor> knn_graph_cpu(const Tensor& features, int64_t k1, int64_t block_rows,
-                                                 const std::optional<Tensor>& directions) {
-  check_knn_graph_args(features, k1, block_rows, directions);
+                                                 const std::optional<Tensor>& directions, int64_t split,
+                                                 const std::optional<Tensor>& farthest) {
+  check_knn_graph_args(features, k1, block_rows, directions, split, farthest);
   const int64_t rows = features.size(0), d = features.size(1), num_directions = directions ? directions->size(0) : 0;
   const Tensor dense = torch::stable::contiguous(features);
   const Tensor dense_directions = num_directions ? torch::stable::contiguous(*directions) : dense;
+  const Tensor dense_farthest = farthest ? torch::stable::contiguous(*farthest) : dense;
+  if (farthest) check_farthest(dense_farthest.const_data_ptr<float>(), rows);
   Tensor neighbor_idx = new_tensor(features, {rows, k1}, ScalarType::Int);
   Tensor neighbor_dist = new_tensor(features, {rows, k1}, ScalarType::Float);
   if (rows > 0) {
     Search search(dense.const_data_ptr<float>(), rows, d, k1, block_rows,
-                  num_directions ? dense_directions.const_data_ptr<float>() : nullptr, num_directions);
+                  num_directions ? dense_directions.const_data_ptr<float>() : nullptr, num_directions, split,
+                  farthest ? dense_farthest.const_data_ptr<float>() : nullptr);
     Progress progress("knn_graph", search.work());
     search.run(progress, neighbor_idx.mutable_data_ptr<int32_t>(), neighbor_dist.mutable_data_ptr<float>());
     progress.finish();

@@ -175,8 +175,10 @@ Tensor aligned(const Tensor& features) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> knn_graph_cuda(const Tensor& features, int64_t k1, int64_t block_rows,
-                                                  const std::optional<Tensor>& directions) {
-  check_knn_graph_args(features, k1, block_rows, directions);
+                                                  const std::optional<Tensor>& directions, int64_t split,
+                                                  const std::optional<Tensor>& farthest) {
+  check_knn_graph_args(features, k1, block_rows, directions, split, farthest);
+  if (split > 0) throw std::runtime_error("knn_graph: a split is not supported on a GPU yet");
   if (features.size(0) == 0)
     return {new_tensor(features, {0, k1}, ScalarType::Int), new_tensor(features, {0, k1}, ScalarType::Float),
             full_int64(features, 1, 0)};

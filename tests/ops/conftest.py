@@ -67,6 +67,10 @@ class Backend:
 # Operations of the largest inputs that the emulator takes in about a second; larger ones are skipped by name.
 EMULATED_WORK = {
     "knn_graph": (4e6, lambda features, k1, **_: len(features) ** 2 * (np.shape(features)[1] + 64)),
+    "knn_between": (
+        4e6,
+        lambda features, split, *_, **__: 2 * split * (len(features) - split) * (np.shape(features)[1] + 64),
+    ),
     "k_reciprocal_encoding": (
         1.5e6,
         lambda features, idx, *_: math.prod(np.shape(idx)) * sum(np.shape(features)[1:], idx.shape[1]),

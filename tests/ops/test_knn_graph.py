@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import oracles
 import pytest
@@ -349,6 +351,239 @@ def test_directions_that_are_none_are_refused(backend, directions, parts):
 
 
 FEATURES = gallery(32, 6).features
+INFINITY = np.float32(np.inf)
+
+
+def search_between(backend, features, split, k1, farthest=None):
+    """`knn_between`, after a look at small blocks too."""
+    want = backend.knn_between(features, split, k1, farthest)
+    for block_rows in (16, 100):
+        got = backend.knn_between(features, split, k1, farthest, block_rows=block_rows)
+        assert_same_bits(got, want, f"block_rows={block_rows}")
+    return want
+
+
+def exact_between(features, split, k1, farthest):
+    """The same of integer features, in integer arithmetic."""
+    n = len(features)
+    idx, distances = oracles.exact_neighbors(features, n)
+    others = (idx < split) != (np.arange(n)[:, None] < split)
+    others &= distances <= farthest[:, None]
+    want_idx, want_dist = np.full((n, k1), -1, np.int32), np.full((n, k1), np.inf, np.float32)
+    for i in range(n):
+        found = np.flatnonzero(others[i])[:k1]
+        want_idx[i, : len(found)], want_dist[i, : len(found)] = idx[i, found], distances[i, found]
+    return want_idx, want_dist
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "split", "k1"),
+    [
+        (2, 3, 1, 2),
+        (61, 1, 30, 61),
+        (97, 31, 1, 8),
+        (97, 31, 96, 8),
+        (97, 127, 70, 40),
+        (263, 60, 131, 30),
+        (263, 12, 250, 40),
+        (300, 8, 20, 15),
+        (523, 300, 200, 25),
+        (1031, 64, 900, 20),
+    ],
+)
+def test_two_sides_equal_the_reference(backend, n, d, split, k1):
+    features = gallery(n, d, seed=n).features
+    want = reference.knn_graph(features, k1, split)
+    assert_same_bits(search_between(backend, features, split, k1), want)
+    nearest = want[1].copy()
+    nearest[np.isinf(nearest)] = 0
+    farthest = np.float32(0.7) * nearest.max(1)
+    got = search_between(backend, features, split, k1, farthest)
+    assert_same_bits(got, reference.knn_graph(features, k1, split, farthest))
+    assert (got[0] == -1).sum() > (want[0] == -1).sum(), "farthest must cut something"
+
+
+@pytest.mark.parametrize(("rows", "split"), [(7, 0), (7, 7), (0, 0)])
+@pytest.mark.parametrize("limited", [False, True])
+def test_an_empty_side_has_no_neighbors(backend, rows, split, limited):
+    idx, dist = backend.knn_between(FEATURES[:rows], split, 3, np.ones(rows, np.float32) if limited else None)
+    assert idx.shape == dist.shape == (rows, 3)
+    assert (idx == -1).all()
+    assert torch.isinf(dist).all()
+
+
+def farthest_of_every_kind(distances, k):
+    """The k-th distance of a list, just below it, zero, infinity, the largest number, in turn."""
+    kth = distances[:, k - 1].astype(np.float32)
+    kinds = np.tile(np.array([0, 0, 0, np.inf, np.finfo(np.float32).max], np.float32), (len(kth), 1))
+    kinds[:, 0], kinds[:, 1] = kth, np.nextafter(kth, np.float32(-1)).clip(0)
+    rows = np.arange(len(kth))
+    return kinds[rows, rows % 5]
+
+
+@pytest.mark.parametrize(("n", "d", "split", "k1"), [(300, 3, 130, 20), (180, 5, 20, 30), (400, 4, 60, 50)])
+def test_ties_across_two_sides_go_to_the_lower_index(backend, n, d, split, k1):
+    features = grid_features(n, d, seed=d)
+    want = exact_between(features, split, k1, np.full(n, np.inf))
+    assert_same_bits(search_between(backend, features, split, k1), tuple(map(torch.from_numpy, want)))
+    kth = want[1][:, k1 // 2 - 1]
+    assert (kth == want[1][:, k1 // 2]).mean() > 0.2, "ties must reach the threshold"
+    for farthest in (kth, np.zeros(n, np.float32), np.full(n, INFINITY), farthest_of_every_kind(want[1], k1 // 2)):
+        cut = exact_between(features, split, k1, farthest)
+        assert_same_bits(search_between(backend, features, split, k1, farthest), tuple(map(torch.from_numpy, cut)))
+
+
+def test_duplicates_across_two_sides(backend):
+    features, rows = duplicated_features(300, 24, copies=60, seed=6)
+    farthest = np.zeros(300, np.float32)
+    for split in (100, 299, int(rows[5])):
+        for limits in (None, farthest):
+            got = search_between(backend, features, split, 10, limits)
+            assert_same_bits(got, reference.knn_graph(features, 10, split, limits))
+    assert (got[0][rows] >= 0).any(), "duplicates are at distance zero"
+    same = search_between(backend, np.full((400, 9), 0.37, np.float32), 150, 12)[0]
+    assert np.array_equal(same, np.repeat([150 + np.arange(12), np.arange(12)], [150, 250], axis=0))
+
+
+@pytest.mark.parametrize("scale", [1e-43, 1e-20, 1e18, 3e38])
+def test_huge_and_tiny_norms_of_two_sides(backend, scale):
+    features = (gallery(201, 24, seed=8).features.astype(np.float64) * scale).astype(np.float32)
+    idx, dist = reference.knn_graph(features, 17, 77)
+    assert_same_bits(search_between(backend, features, 77, 17), (idx, dist))
+    farthest = farthest_of_every_kind(dist, 9)
+    got = search_between(backend, features, 77, 17, farthest)
+    assert_same_bits(got, reference.knn_graph(features, 17, 77, farthest))
+
+
+def test_samples_sorted_from_far_to_near_find_the_other_side(backend):
+    features = (np.arange(400, 0, -1, dtype=np.float32) ** 2)[:, None] * np.ones((1, 3), np.float32)
+    for split in (13, 200, 390):
+        assert_same_bits(search_between(backend, features, split, 7), reference.knn_graph(features, 7, split))
+
+
+def graph_of_blocks(backend, features, k1, starts, directions=None):
+    """The graph of all, from a search within each block and one between every two, that starts where lists end."""
+    bounds = [*zip(starts, [*starts[1:], len(features)], strict=True)]
+    order, idx, dist = [], [], []
+
+    def merge(block, new_idx, new_dist):
+        near_idx = np.concatenate([idx[block], new_idx], 1)
+        near_dist = np.concatenate([dist[block], new_dist], 1)
+        order = np.lexsort((np.where(near_idx < 0, 2**31 - 1, near_idx), near_dist))[:, :k1]
+        idx[block], dist[block] = np.take_along_axis(near_idx, order, 1), np.take_along_axis(near_dist, order, 1)
+
+    for begin, end in bounds:
+        near = min(k1, end - begin)
+        found_idx, found_dist = (a.numpy() for a in backend.knn_graph(features[begin:end], near))
+        short = ((0, 0), (0, k1 - near))
+        idx.append(np.pad(found_idx + np.int32(begin), short, constant_values=-1))
+        dist.append(np.pad(found_dist, short, constant_values=np.inf))
+    for b, (col_begin, col_end) in enumerate(bounds):
+        for a, (row_begin, row_end) in enumerate(bounds[:b]):
+            order = np.r_[row_begin:row_end, col_begin:col_end].astype(np.int32)
+            farthest = np.concatenate([dist[a], dist[b]])[:, k1 - 1]
+            split, short = row_end - row_begin, min(k1, len(order))
+            got = backend.knn_between(features[order], split, short, farthest, directions=directions)
+            found_idx, found_dist = (x.numpy() for x in got)
+            found_idx = np.where(found_idx < 0, -1, order[found_idx])
+            merge(a, found_idx[:split], found_dist[:split])
+            merge(b, found_idx[split:], found_dist[split:])
+    return np.concatenate(idx), np.concatenate(dist)
+
+
+@pytest.mark.parametrize("starts", [(0, 100, 200), (0, 1, 150), (0, 8, 270), (0, 140, 299)])
+@pytest.mark.parametrize("features", [gallery(300, 24, seed=3).features, grid_features(300, 4, seed=3)])
+def test_graphs_of_blocks_and_between_them_make_the_whole_graph(backend, features, starts):
+    assert_same_bits(graph_of_blocks(backend, features, 15, starts), reference.knn_graph(features, 15))
+
+
+@pytest.mark.not_emulated("a GPU has no use for directions")
+@pytest.mark.parametrize("make", [lambda: steep(3100, 256, 5), lambda: gallery(3100, 256, 5, noise=0.2).features])
+def test_directions_of_blocks_change_no_bit(backend, make):
+    features = make()
+    directions = leading(features, 48)
+    want = tuple(a.numpy() for a in backend.knn_graph(features, 20))
+    assert_same_bits(graph_of_blocks(backend, features, 20, (0, 1033, 2100), directions), want)
+    assert_same_bits(graph_of_blocks(backend, features, 20, (0, 3, 2900), directions), want)
+
+
+@pytest.mark.not_emulated("a GPU has no use for directions")
+@pytest.mark.parametrize("name", SKETCHED)
+def test_directions_between_two_sides_change_no_bit(backend, name):
+    make, k1 = SKETCHED[name]
+    features = make().astype(np.float32)
+    n, dim = features.shape
+    for split in (n // 2, n // 10, n - 1, n):
+        nearest = backend.knn_between(features, split, k1)[1].numpy()
+        kth = nearest[:, k1 // 2]
+        for farthest in (None, kth, np.where(np.arange(n) % 3 > 0, kth, INFINITY), farthest_of_every_kind(nearest, 2)):
+            want = backend.knn_between(features, split, k1, farthest)
+            for directions in (leading(features, dim // 2), random_directions(dim, 1), torch.zeros(0, dim)):
+                for block_rows in (0, 6):
+                    options = {"block_rows": block_rows, "directions": directions}
+                    got = backend.knn_between(features, split, k1, farthest, **options)
+                    assert_same_bits(got, want, f"split={split}, {len(directions)} directions, {block_rows}")
+
+
+def test_two_sides_give_the_same_bits_every_time(backend):
+    features = backend.put(steep(400, 64, 3))
+    directions = leading(features.cpu().numpy(), 12)
+    farthest = backend.knn_between(features, 130, 20)[1][:, -1]
+    for limits in (None, farthest):
+        arguments = (features, 130, 25, limits)
+        run = partial(backend.knn_between, *arguments, block_rows=64, directions=directions)
+        assert_reproducible(run, [features], backend)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("along", [False, True])
+def test_progress_between_two_sides_rises_to_the_total(limited, along):
+    features = steep(900, 64, 3)
+    options = {"farthest": np.ones(900, np.float32)} if limited else {}
+    directions = leading(features, 12) if along else None
+    calls = []
+    for split in (1, 300, 900):
+        calls.clear()
+        dmic.ops.knn_between(
+            features, split, 9, directions=directions, progress=lambda *call: calls.append(call), **options
+        )
+        assert {stage for stage, *_ in calls} == {"knn_graph"}
+        assert calls[-1][1] == calls[-1][2] > 0
+
+
+@pytest.mark.parametrize(
+    ("split", "k1", "options", "parts"),
+    [
+        (-1, 3, {}, ["split", "-1", "N=32"]),
+        (33, 3, {}, ["split", "33", "N=32"]),
+        (1.5, 3, {}, ["split", "1.5"]),
+        (9, 0, {}, ["k1", "0"]),
+        (9, 33, {}, ["k1", "33"]),
+        (9, 3, {"farthest": np.ones(31, np.float32)}, ["farthest", "32", "31"]),
+        (9, 3, {"farthest": np.ones((32, 1), np.float32)}, ["farthest", "[32, 1]"]),
+        (9, 3, {"farthest": np.ones(32, np.int64)}, ["farthest", "int64"]),
+        (9, 3, {"directions": np.eye(6, dtype=np.int64)}, ["directions", "int64"]),
+        (9, 3, {"directions": np.eye(5, dtype=np.float32)}, ["directions", "6 columns"]),
+        (9, 3, {"block_rows": -1}, ["block_rows", "-1"]),
+    ],
+)
+def test_bad_arguments_of_two_sides_are_named(backend, split, k1, options, parts):
+    assert_refused(lambda: backend.knn_between(FEATURES, split, k1, **options), "knn_graph", *parts)
+
+
+@pytest.mark.parametrize("value", [np.nan, -1.5, -np.inf])
+def test_farthest_must_be_distances(backend, value):
+    farthest = np.ones(32, np.float32)
+    farthest[17] = value
+    assert_refused(lambda: backend.knn_between(FEATURES, 9, 3, farthest), "knn_graph", "farthest", str(value), "17")
+    assert_refused(lambda: backend.knn_between(FEATURES, 32, 3, farthest), "knn_graph", "farthest", str(value), "17")
+
+
+def test_the_raw_op_wants_a_split_with_farthest(backend):
+    features, farthest = backend.put(FEATURES), backend.put(np.ones(32, np.float32))
+    assert_refused(lambda: backend.raw.knn_graph(features, 3, 0, None, 0, farthest), "knn_graph", "farthest", "split=0")
+    wide = farthest.double()
+    assert_refused(lambda: backend.raw.knn_graph(features, 3, 0, None, 9, wide), "knn_graph", "farthest", "float64")
 
 
 @pytest.mark.parametrize(
@@ -397,7 +632,9 @@ def test_the_raw_op_checks_its_arguments_too(backend):
 
 @pytest.mark.not_emulated("fakes belong to torch.ops.dmic")
 def test_opcheck(backend):
-    for args in ((backend.put(FEATURES), 5), (backend.put(FEATURES)[:0], 3), (backend.put(FEATURES).T, 2, 3)):
+    features = backend.put(FEATURES)
+    between = (features, 5, 0, None, 9, features.new_ones(32))
+    for args in ((features, 5), (features[:0], 3), (features.T, 2, 3), between):
         torch.library.opcheck(torch.ops.dmic.knn_graph, args)
 
 
@@ -412,6 +649,8 @@ def test_compiles(backend):
     assert_same_bits(compiled(features), squared_reach(features))
     public = torch.compile(lambda x: dmic.knn_graph(x, 4), backend="aot_eager")
     assert_same_bits(public(features), dmic.knn_graph(features, 4))
+    two_sides = torch.compile(lambda x: dmic.ops.knn_between(x, 9, 4), backend="aot_eager")
+    assert_same_bits(two_sides(features), dmic.ops.knn_between(features, 9, 4))
 
 
 def test_gradients_are_cut(backend):
@@ -428,6 +667,16 @@ def test_any_small_grid_equals_exact_arithmetic(n, d, levels, seed, data):
     want = oracles.exact_neighbors(features, k1)
     assert np.array_equal(got[0], want[0])
     assert np.array_equal(got[1], want[1])
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 4), st.integers(0, 10**6), st.data())
+def test_any_two_sides_of_a_small_grid_equal_exact_arithmetic(n, d, levels, seed, data):
+    k1, split = data.draw(st.integers(1, n)), data.draw(st.integers(1, n))
+    farthest = np.random.default_rng(seed).integers(0, 2 + d * (levels - 1) ** 2, n).astype(np.float32)
+    features = grid_features(n, d, seed, levels)
+    got = dmic.ops.knn_between(features, split, k1, farthest)
+    assert_same_bits(got, exact_between(features, split, k1, farthest))
 
 
 @settings(max_examples=20)
