@@ -1,4 +1,4 @@
-"""The five clustering ops: public wrapper and fake registration side by side.
+"""The five clustering ops and the pieces of one of them: public wrapper and fake registration side by side.
 
 Every function takes torch tensors, numpy arrays and anything that speaks DLPack or ``__cuda_array_interface__``, of any
 strides, and returns the same kind of arrays on the same device. Results are exact and have the same bits for every
@@ -22,15 +22,15 @@ from .directions import leading_directions
 Progress = Callable[[str, int, int], None]
 
 
-def _features(op: str, features: Any) -> torch.Tensor:
-    tensor = to_tensor(features, f"{op}: features")
+def _features(op: str, features: Any, name: str = "features") -> torch.Tensor:
+    tensor = to_tensor(features, f"{op}: {name}")
     if not tensor.is_floating_point():
-        raise ValueError(f"{op}: features must be floating point, got {dtype_name(tensor.dtype)}")
+        raise ValueError(f"{op}: {name} must be floating point, got {dtype_name(tensor.dtype)}")
     single = tensor.float().contiguous()
     if tensor.dtype == torch.float64 and (lost := single.isinf() & tensor.isfinite()).any():
         row, column = lost.nonzero()[0].tolist() if tensor.dim() == 2 else (0, 0)
         value = float(tensor[lost][0])
-        raise ValueError(f"{op}: features must fit float32, got {value} at row {row}, column {column}")
+        raise ValueError(f"{op}: {name} must fit float32, got {value} at row {row}, column {column}")
     return single
 
 
@@ -76,16 +76,29 @@ def _csr(op: str, name: str, csr: Csr) -> tuple[torch.Tensor, torch.Tensor, torc
     return tuple(to_tensor(part, text).contiguous() for part, text in zip(parts, names, strict=True))
 
 
-def _wrap(tensors: tuple[torch.Tensor, ...], kind: Any) -> Csr:
+def _pattern(op: str, row_ptr: Any, col_idx: Any, device: torch.device | None = None) -> tuple[torch.Tensor, ...]:
+    """Which entries of a matrix are stored, on `device` or where row_ptr is."""
+    starts = _indices(op, "row_ptr", row_ptr, torch.int64, "[0, nnz]")
+    columns = _indices(op, "col_idx", col_idx, torch.int32, "[0, 2**31)")
+    device = device or starts.device
+    return starts.to(device), columns.to(device)
+
+
+def _wrap(tensors: tuple[torch.Tensor, ...], kind: Any, num_cols: int | None = None) -> Csr:
     restore = like(kind)
     row_ptr, col_idx, values = tensors
-    return Csr(restore(row_ptr), restore(col_idx), restore(values), row_ptr.shape[0] - 1)
+    num_cols = row_ptr.shape[0] - 1 if num_cols is None else num_cols
+    return Csr(restore(row_ptr), restore(col_idx), restore(values), num_cols)
+
+
+def _fake_pattern(like_tensor: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    nnz = torch.library.get_ctx().new_dynamic_size()
+    return like_tensor.new_empty(rows + 1, dtype=torch.int64), like_tensor.new_empty(nnz, dtype=torch.int32)
 
 
 def _fake_csr(like_tensor: torch.Tensor, rows: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    nnz = torch.library.get_ctx().new_dynamic_size()
-    row_ptr = like_tensor.new_empty(rows + 1, dtype=torch.int64)
-    return row_ptr, like_tensor.new_empty(nnz, dtype=torch.int32), like_tensor.new_empty(nnz, dtype=dtype)
+    row_ptr, col_idx = _fake_pattern(like_tensor, rows)
+    return row_ptr, col_idx, like_tensor.new_empty(col_idx.shape, dtype=dtype)
 
 
 def knn_graph(features: Any, k1: int, *, block_rows: int = 0, progress: Progress | None = None) -> tuple[Any, Any]:
@@ -230,6 +243,109 @@ def k_reciprocal_encoding(features: Any, neighbor_idx: Any, k1_half: int, *, pro
 @torch.library.register_fake("dmic::k_reciprocal_encoding")
 def _(features, neighbor_idx, k1_half):
     return _fake_csr(features, features.shape[0], torch.int32)
+
+
+def k_reciprocal_sets(
+    neighbor_idx: Any, k1_half: int, begin: int = 0, end: int | None = None, *, progress: Progress | None = None
+) -> tuple[Any, Any]:
+    """The expanded k-reciprocal sets of rows [begin, end): the columns of their `k_reciprocal_encoding`.
+
+    Args:
+        neighbor_idx: integers [N, k1] in [0, N), distinct in a row, nearest first: of all N samples. Rows that are
+            not wanted are not checked to be distinct.
+        k1_half: as in `k_reciprocal_encoding`.
+        begin, end: the rows wanted, 0 <= begin <= end <= N; end=None is N.
+        progress: see the module.
+
+    Returns:
+        row_ptr: int64 [end - begin + 1]; the set of sample begin + i is stored at positions row_ptr[i] to
+            row_ptr[i + 1].
+        col_idx: int32 [nnz], samples in [0, N), ascending inside a set.
+
+    Raises:
+        ValueError: shapes, dtypes or ranges as above; repeated indices in a row that is wanted.
+
+    Source: R* in Zhong et al., CVPR 2017, equation 3.
+    """
+    op = "k_reciprocal_sets"
+    lists = _indices(op, "neighbor_idx", neighbor_idx, torch.int32)
+    k1_half, begin = to_integer(k1_half, f"{op}: k1_half"), to_integer(begin, f"{op}: begin")
+    end = lists.shape[:1].numel() if end is None else to_integer(end, f"{op}: end")
+    restore = like(neighbor_idx)
+    row_ptr, col_idx = call(progress, torch.ops.dmic.k_reciprocal_sets.default, lists, k1_half, begin, end)
+    return restore(row_ptr), restore(col_idx)
+
+
+@torch.library.register_fake("dmic::k_reciprocal_sets")
+def _(neighbor_idx, k1_half, begin, end):
+    return _fake_pattern(neighbor_idx, end - begin)
+
+
+def sampled_dots(rows: Any, others: Any, row_ptr: Any, col_idx: Any, *, progress: Progress | None = None) -> Any:
+    """Dot products of the pairs that are stored, a sampled dense-dense product (SDDMM): rows[i] . others[j].
+
+    Args:
+        rows: floating point [n, d], finite; rounded to float32 if wider.
+        others: floating point [m, d], finite; may be `rows` itself.
+        row_ptr: integers [n + 1], from 0 to nnz, never falling.
+        col_idx: integers [nnz] in [0, m), strictly ascending inside a row.
+        progress: see the module.
+
+    Returns:
+        float64 [nnz], in the order of col_idx. Each depends on its two rows alone, so the columns may be taken in
+        blocks.
+
+    Raises:
+        ValueError: shapes, dtypes or ranges as above.
+    """
+    op = "sampled_dots"
+    left = _features(op, rows, "rows")
+    right = _features(op, others, "others").to(left.device)
+    pattern = _pattern(op, row_ptr, col_idx, left.device)
+    return like(rows)(call(progress, torch.ops.dmic.sampled_dots.default, left, right, *pattern))
+
+
+@torch.library.register_fake("dmic::sampled_dots")
+def _(rows, others, row_ptr, col_idx):
+    return rows.new_empty(col_idx.shape, dtype=torch.float64)
+
+
+def k_reciprocal_weights(
+    row_ptr: Any, col_idx: Any, dots: Any, num_cols: int | None = None, *, progress: Progress | None = None
+) -> Csr:
+    """Rows of an encoding from the dot products of their members: softmax of -(2 - 2 dot).
+
+    With the sets of `k_reciprocal_sets` and their `sampled_dots` these are rows of `k_reciprocal_encoding`.
+
+    Args:
+        row_ptr: integers [n + 1], from 0 to nnz, never falling.
+        col_idx: integers [nnz] in [0, num_cols), strictly ascending inside a row, at most 2**30 in each.
+        dots: float64 [nnz], finite, below 2**1023 in magnitude.
+        num_cols: number of columns of the result; None is n.
+        progress: see the module.
+
+    Returns:
+        Csr [n, num_cols] with int32 values in units of 2**-30; every row that is not empty sums to exactly 2**30.
+        Weights that round to zero are not stored.
+
+    Raises:
+        ValueError: shapes, dtypes or ranges as above.
+
+    Source: V in Zhong et al., CVPR 2017, equation 7.
+    """
+    op = "k_reciprocal_weights"
+    starts, columns = _pattern(op, row_ptr, col_idx)
+    products = to_tensor(dots, f"{op}: dots").to(starts.device).contiguous()
+    num_cols = starts.numel() - 1 if num_cols is None else to_integer(num_cols, f"{op}: num_cols")
+    if columns.numel() and (last := int(columns.max())) >= num_cols:
+        raise ValueError(f"{op}: col_idx must be in [0, num_cols), got {last} with num_cols={num_cols}")
+    result = call(progress, torch.ops.dmic.k_reciprocal_weights.default, starts, columns, products)
+    return _wrap(result, dots, num_cols)
+
+
+@torch.library.register_fake("dmic::k_reciprocal_weights")
+def _(row_ptr, col_idx, dots):
+    return _fake_csr(row_ptr, row_ptr.shape[0] - 1, torch.int32)
 
 
 def invariant_expansion(

@@ -109,28 +109,52 @@ def knn_graph(
     return neighbor_idx, neighbor_dist
 
 
-def k_reciprocal_encoding(features: np.ndarray, neighbor_idx: np.ndarray, k1_half: int) -> Csr:
-    """softmax of -(2 - 2 f_i . f_j) over the expanded k-reciprocal set, in units of 2**-30."""
-    features = np.asarray(features).astype(np.float32)
-    n = len(features)
+def k_reciprocal_sets(
+    neighbor_idx: np.ndarray, k1_half: int, begin: int = 0, end: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The expanded k-reciprocal sets of rows [begin, end): row_ptr and col_idx."""
+    n = len(neighbor_idx)
     near = [set(r) for r in np.asarray(neighbor_idx).tolist()]
     near_half = [set(r) for r in np.asarray(neighbor_idx)[:, : k1_half + 1].tolist()]
     reciprocal = [{j for j in near[i] if i in near[j]} for i in range(n)]  # K
     half = [{j for j in near_half[i] if i in near_half[j]} for i in range(n)]  # H
-    rows: list[dict[int, int | float]] = []
-    for i in range(n):
+    sets: list[dict[int, int | float]] = []
+    for i in range(n)[begin:end]:
         expanded = set(reciprocal[i])  # S
         for q in reciprocal[i]:
             if 3 * len(half[q] & reciprocal[i]) > 2 * len(half[q]):
                 expanded |= half[q]
-        if not expanded:
+        sets.append(dict.fromkeys(expanded, 1))
+    rows = _csr(sets, n, np.int32)
+    return rows.row_ptr, rows.col_idx
+
+
+def sampled_dots(rows: np.ndarray, others: np.ndarray, row_ptr: np.ndarray, col_idx: np.ndarray) -> np.ndarray:
+    """Dot product of row i and other j for each stored position (i, j); float64 [nnz]."""
+    rows, others = (np.asarray(a).astype(np.float32) for a in (rows, others))
+    pieces = [dot(rows[i], others[col_idx[lo:hi]]) for i, (lo, hi) in enumerate(pairwise(row_ptr.tolist()))]
+    return np.concatenate([np.zeros(0), *pieces])
+
+
+def k_reciprocal_weights(
+    row_ptr: np.ndarray, col_idx: np.ndarray, dots: np.ndarray, num_cols: int | None = None
+) -> Csr:
+    """softmax of -(2 - 2 dot) over each row, in units of 2**-30, without what rounds to zero."""
+    rows: list[dict[int, int | float]] = []
+    for lo, hi in pairwise(row_ptr.tolist()):
+        if lo == hi:
             rows.append({})
             continue
-        members = sorted(expanded)
-        t = 2 * dot(features[i], features[members]) - 2
+        t = 2 * dots[lo:hi] - 2
         weights = np.rint(exp(t - t.max()) * 2.0**32).astype(np.int64)
-        rows.append(round_to_one(dict(zip(members, weights.tolist(), strict=True))))
-    return _csr(rows, n, np.int32)
+        rows.append(round_to_one(dict(zip(col_idx[lo:hi].tolist(), weights.tolist(), strict=True))))
+    return _csr(rows, len(rows) if num_cols is None else num_cols, np.int32)
+
+
+def k_reciprocal_encoding(features: np.ndarray, neighbor_idx: np.ndarray, k1_half: int) -> Csr:
+    """softmax of -(2 - 2 f_i . f_j) over the expanded k-reciprocal set, in units of 2**-30."""
+    sets = k_reciprocal_sets(neighbor_idx, k1_half)
+    return k_reciprocal_weights(*sets, sampled_dots(features, features, *sets))
 
 
 def invariant_expansion(

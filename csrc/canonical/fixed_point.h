@@ -18,6 +18,13 @@ DMIC_HOST_DEVICE inline uint64_t fixed_exp(double t) {
   return static_cast<uint64_t>(rint(canonical_exp(t) * static_cast<double>(kShareOne)));
 }
 
+constexpr double kDotLimit = 0x1p1023;  // dots of this magnitude or more overflow when doubled
+
+// The weight of a dot product before normalisation: exp of 2 dot - 2, relative to the largest of the row.
+DMIC_HOST_DEVICE inline uint64_t fixed_weight(double dot, double largest_dot) {
+  return fixed_exp((2.0 * dot - 2.0) - (2.0 * largest_dot - 2.0));
+}
+
 // weight * 2^30 / total rounded down, for weight <= total and weight <= 2^32.
 DMIC_HOST_DEVICE inline int32_t fixed_share(uint64_t weight, uint64_t total) {
   return static_cast<int32_t>((weight << kOneBits) / total);

@@ -52,11 +52,31 @@ class ShareRow {
   int32_t largest_ = 0, rest_ = kOne;
 };
 
-// Sizes are known only after the rows are computed, so chunks are kept exactly sized and freed as they are laid out.
-// order[t] is the row that was computed t-th.
+// Moves one part of the chunks, the columns or the values, to where row_ptr has their rows.
+template <class Value, class Part>
+Tensor lay_out(Progress& progress, const Tensor& row_ptr, const std::vector<int32_t>& order,
+               std::vector<CsrChunk<Value>>& chunks, std::vector<Part> CsrChunk<Value>::* part, ScalarType type) {
+  const int64_t* ptr = row_ptr.const_data_ptr<int64_t>();
+  Tensor laid_out = new_tensor(row_ptr, {ptr[order.size()]}, type);
+  Part* out = static_cast<Part*>(laid_out.mutable_data_ptr());
+  auto row = order.begin();
+  for (auto& chunk : chunks) {
+    auto from = (chunk.*part).begin();
+    for (const int32_t length : chunk.lengths) {
+      std::copy_n(from, length, out + ptr[*row++]);
+      from += length;
+    }
+    chunk.*part = {};
+    progress.poll();
+  }
+  return laid_out;
+}
+
+// row_ptr and col_idx. Sizes are known only after the rows are computed, so chunks are kept exactly sized and freed as
+// they are laid out. order[t] is the row that was computed t-th.
 template <class Value>
-CsrTensors assemble_csr(Progress& progress, const Tensor& like, const std::vector<int32_t>& order,
-                        std::vector<CsrChunk<Value>>& chunks, ScalarType type) {
+std::tuple<Tensor, Tensor> assemble_columns(Progress& progress, const Tensor& like, const std::vector<int32_t>& order,
+                                            std::vector<CsrChunk<Value>>& chunks) {
   const int64_t rows = static_cast<int64_t>(order.size());
   Tensor row_ptr = new_tensor(like, {rows + 1}, ScalarType::Long);
   int64_t* ptr = row_ptr.mutable_data_ptr<int64_t>();
@@ -65,32 +85,21 @@ CsrTensors assemble_csr(Progress& progress, const Tensor& like, const std::vecto
   for (const auto& chunk : chunks)
     for (const int32_t length : chunk.lengths) ptr[*row++ + 1] = length;
   std::partial_sum(ptr, ptr + rows + 1, ptr);
-  Tensor col_idx = new_tensor(like, {ptr[rows]}, ScalarType::Int);
-  Tensor values = new_tensor(like, {ptr[rows]}, type);
-  int32_t* cols_out = col_idx.mutable_data_ptr<int32_t>();
-  Value* values_out = static_cast<Value*>(values.mutable_data_ptr());
-  row = order.begin();
-  for (auto& chunk : chunks) {
-    auto cols = chunk.cols.begin();
-    auto chunk_values = chunk.values.begin();
-    for (const int32_t length : chunk.lengths) {
-      const int64_t to = ptr[*row++];
-      std::copy_n(cols, length, cols_out + to);
-      std::copy_n(chunk_values, length, values_out + to);
-      cols += length;
-      chunk_values += length;
-    }
-    chunk = {};
-    progress.poll();
-  }
-  return {row_ptr, col_idx, values};
+  return {row_ptr, lay_out(progress, row_ptr, order, chunks, &CsrChunk<Value>::cols, ScalarType::Int)};
+}
+
+template <class Value>
+CsrTensors assemble_csr(Progress& progress, const Tensor& like, const std::vector<int32_t>& order,
+                        std::vector<CsrChunk<Value>>& chunks, ScalarType type) {
+  const auto [row_ptr, col_idx] = assemble_columns(progress, like, order, chunks);
+  return {row_ptr, col_idx, lay_out(progress, row_ptr, order, chunks, &CsrChunk<Value>::values, type)};
 }
 
 constexpr int64_t kRowsPerStructureCheck = 4096;
 
-// The structure of a Csr with one row per sample: monotone row_ptr, ascending columns in [0, rows).
+// The structure of a Csr: monotone row_ptr, ascending columns in [0, cols).
 inline void check_csr_structure(Progress& progress, const char* op, const int64_t* row_ptr, int64_t rows,
-                                const int32_t* col_idx, int64_t nnz) {
+                                const int32_t* col_idx, int64_t cols, int64_t nnz) {
   DMIC_CHECK(row_ptr[0] == 0, op, ": row_ptr must start at 0, got ", row_ptr[0]);
   DMIC_CHECK(row_ptr[rows] == nnz, op, ": row_ptr must end at the number of stored values (", nnz, "), got ",
              row_ptr[rows]);
@@ -101,8 +110,8 @@ inline void check_csr_structure(Progress& progress, const char* op, const int64_
     for (int64_t i = begin; i < end; ++i) {
       int64_t previous = -1;
       for (int64_t t = row_ptr[i]; t < row_ptr[i + 1]; previous = col_idx[t++]) {
-        DMIC_CHECK(col_idx[t] >= 0 && col_idx[t] < rows, op, ": col_idx must be in [0, N), got ", col_idx[t],
-                   " in row ", i, " with N=", rows);
+        DMIC_CHECK(col_idx[t] >= 0 && col_idx[t] < cols, op, ": col_idx must be in [0, ", cols, "), got ", col_idx[t],
+                   " in row ", i);
         DMIC_CHECK(col_idx[t] > previous, op, ": col_idx must ascend inside a row, got ", previous, " then ",
                    col_idx[t], " in row ", i);
       }
@@ -110,10 +119,11 @@ inline void check_csr_structure(Progress& progress, const char* op, const int64_
   });
 }
 
-// The same, and what makes it an encoding: positive values, every non-empty row summing to exactly 2^30.
+// The same with one column per row, and what makes it an encoding: positive values, every non-empty row summing to
+// exactly 2^30.
 inline void check_encoding(Progress& progress, const char* op, const int64_t* row_ptr, int64_t rows,
                            const int32_t* col_idx, const int32_t* values, int64_t nnz) {
-  check_csr_structure(progress, op, row_ptr, rows, col_idx, nnz);
+  check_csr_structure(progress, op, row_ptr, rows, col_idx, rows, nnz);
   for_each_chunk(progress, rows, kRowsPerStructureCheck, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       int64_t sum = 0;

@@ -15,7 +15,8 @@ namespace dmic {
 constexpr int64_t kRowsPerCheck = 64;
 
 // Raises with the first non-finite value.
-inline void check_finite(Progress& progress, const char* op, const float* features, int64_t rows, int64_t d) {
+inline void check_finite(Progress& progress, const char* op, const float* features, int64_t rows, int64_t d,
+                         const char* name = "features") {
   for_each_chunk(progress, rows, kRowsPerCheck, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const float* row = features + i * d;
@@ -27,7 +28,8 @@ inline void check_finite(Progress& progress, const char* op, const float* featur
       }
       if (largest < 0x7f800000u) continue;
       for (int64_t k = 0; k < d; ++k)
-        DMIC_CHECK(std::isfinite(row[k]), op, ": features must be finite, got ", row[k], " at row ", i, ", column ", k);
+        DMIC_CHECK(std::isfinite(row[k]), op, ": ", name, " must be finite, got ", row[k], " at row ", i, ", column ",
+                   k);
     }
   });
 }

@@ -1,15 +1,19 @@
-// Two passes over the samples: half sets as bit masks over the half lists, then the expanded set and its weights.
+// Half sets as bit masks over the half lists, then row by row the expanded set, its dot products and its weights. Each
+// of these three steps is also an op of its own.
 // Operations: N k1 (k1 + k1_half) compares and about N k1 canonical dot products of d; the rows they read are mostly in
 // the cache, since neighbours take their turn one after the other. Scratch: N words of k1_half + 1 bits, 4 N bytes, and
-// 8 N bytes per thread.
+// 8 N bytes per thread. The sets alone need the same without dot products, the dot products alone d multiply-adds and
+// the weights alone one exp for each stored position, both in the order of the rows.
 #include "../ops/k_reciprocal_encoding.h"
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 #include <vector>
 
 #include "../canonical/fixed_point.h"
 #include "csr_builder.h"
+#include "dots_check.h"
 #include "features.h"
 #include "neighbor_order.h"
 
@@ -24,28 +28,44 @@ bool contains(const int32_t* list, int64_t length, int32_t value) {
   return found != 0;
 }
 
-struct Worker {
-  Worker(int64_t rows, int64_t d) : in_reciprocal(rows), in_expanded(rows), wide(d + kDotLanes) {}
+// Calls append(row, worker, chunk) for the rows in this order; returns the chunks.
+template <class MakeWorker, class Append>
+std::vector<CsrChunk<int32_t>> collect_rows(Progress& progress, const std::vector<int32_t>& order,
+                                            const MakeWorker& make_worker, const Append& append) {
+  const int64_t rows = static_cast<int64_t>(order.size());
+  std::vector<CsrChunk<int32_t>> chunks((rows + kRowsPerChunk - 1) / kRowsPerChunk);
+  for_each_chunk(progress, rows, kRowsPerChunk, make_worker, [&](int64_t begin, int64_t end, auto& worker) {
+    CsrChunk<int32_t> chunk;
+    for (int64_t t = begin; t < end && !progress.stopped(); ++t) {
+      append(order[t], worker, chunk);
+      progress.poll();
+    }
+    chunk.shrink();
+    chunks[begin / kRowsPerChunk] = std::move(chunk);
+    progress.add(end - begin);
+  });
+  return chunks;
+}
+
+struct SetWorker {
+  explicit SetWorker(int64_t rows) : in_reciprocal(rows), in_expanded(rows) {}
   std::vector<int32_t> in_reciprocal, in_expanded;  // the row (plus one) that last put the sample into its set
   std::vector<int32_t> reciprocal, members;
-  std::vector<double> wide, dots;
-  std::vector<uint64_t> weights;
 };
 
-class Encoder {
+// Expands the k-reciprocal set of any row, once all half sets are marked.
+class ReciprocalSets {
  public:
-  Encoder(const float* features, const int32_t* neighbor_idx, int64_t rows, int64_t d, int64_t k1, int64_t k1_half)
-      : features_(features),
+  ReciprocalSets(const char* op, const int32_t* neighbor_idx, int64_t rows, int64_t k1, int64_t k1_half)
+      : op_(op),
         neighbor_idx_(neighbor_idx),
         rows_(rows),
-        d_(d),
         k1_(k1),
         half_(k1_half + 1),
         words_((half_ + 63) / 64),
         half_mask_(rows * words_) {}
 
-  // The rows in this order.
-  std::vector<CsrChunk<int32_t>> run(Progress& progress, const std::vector<int32_t>& order) {
+  void mark_half_sets(Progress& progress, const std::vector<int32_t>& order) {
     for_each_chunk(progress, rows_, kRowsPerChunk, [&](int64_t begin, int64_t end) {
       for (int64_t t = begin; t < end && !progress.stopped(); ++t) {
         mark_half_set(order[t]);
@@ -53,47 +73,16 @@ class Encoder {
       }
       progress.add(end - begin);
     });
-    std::vector<CsrChunk<int32_t>> chunks((rows_ + kRowsPerChunk - 1) / kRowsPerChunk);
-    for_each_chunk(
-        progress, rows_, kRowsPerChunk, [&] { return Worker(rows_, d_); },
-        [&](int64_t begin, int64_t end, Worker& worker) {
-          CsrChunk<int32_t> chunk;
-          for (int64_t t = begin; t < end && !progress.stopped(); ++t) {
-            expand(order[t], worker);
-            weigh(order[t], worker, chunk);
-            progress.poll();
-          }
-          chunk.shrink();
-          chunks[begin / kRowsPerChunk] = std::move(chunk);
-          progress.add(end - begin);
-        });
-    return chunks;
-  }
-
- private:
-  const int32_t* neighbors(int64_t i) const { return neighbor_idx_ + i * k1_; }
-
-  void mark_half_set(int64_t q) {
-    for (int64_t t = 0; t < half_; ++t)
-      if (contains(neighbors(neighbors(q)[t]), half_, static_cast<int32_t>(q)))
-        half_mask_[q * words_ + t / 64] |= 1ull << (t % 64);
-  }
-
-  template <class Visit>
-  void for_each_half_member(int64_t q, const Visit& visit) const {
-    for (int64_t word = 0; word < words_; ++word)
-      for (uint64_t bits = half_mask_[q * words_ + word]; bits; bits &= bits - 1)
-        visit(neighbors(q)[word * 64 + std::countr_zero(bits)]);
   }
 
   // worker.members = the expanded k-reciprocal set of i, ascending.
-  void expand(int64_t i, Worker& worker) const {
+  void expand(int64_t i, SetWorker& worker) const {
     const int32_t stamp = static_cast<int32_t>(i) + 1;
     worker.reciprocal.clear();
     for (int64_t t = 0; t < k1_; ++t) {
       const int32_t j = neighbors(i)[t];
-      DMIC_CHECK(worker.in_expanded[j] != -stamp, "k_reciprocal_encoding: neighbor_idx must hold distinct indices in a row, got ",
-                 j, " twice in row ", i);
+      DMIC_CHECK(worker.in_expanded[j] != -stamp, op_, ": neighbor_idx must hold distinct indices in a row, got ", j,
+                 " twice in row ", i);
       worker.in_expanded[j] = -stamp;
       if (!contains(neighbors(j), k1_, static_cast<int32_t>(i))) continue;
       worker.in_reciprocal[j] = stamp;
@@ -117,44 +106,158 @@ class Encoder {
     std::sort(worker.members.begin(), worker.members.end());
   }
 
-  // Appends the row: softmax of 2 x_i.x_j - 2 over the members in fixed point.
-  void weigh(int64_t i, Worker& worker, CsrChunk<int32_t>& chunk) const {
-    const int64_t count = static_cast<int64_t>(worker.members.size());
-    worker.dots.resize(count);
-    worker.weights.resize(count);
-    simd().dots(features_ + i * d_, features_, d_, worker.members.data(), count, worker.wide.data(),
-                worker.dots.data());
-    double largest = -HUGE_VAL;
-    for (double& t : worker.dots) largest = std::max(largest, t = 2.0 * t - 2.0);
-    uint64_t total = 0;
-    for (int64_t t = 0; t < count; ++t) total += worker.weights[t] = fixed_exp(worker.dots[t] - largest);
-    ShareRow row(chunk);
-    for (int64_t t = 0; t < count; ++t) row.push(worker.members[t], fixed_share(worker.weights[t], total));
-    row.finish();
+ private:
+  const int32_t* neighbors(int64_t i) const { return neighbor_idx_ + i * k1_; }
+
+  void mark_half_set(int64_t q) {
+    for (int64_t t = 0; t < half_; ++t)
+      if (contains(neighbors(neighbors(q)[t]), half_, static_cast<int32_t>(q)))
+        half_mask_[q * words_ + t / 64] |= 1ull << (t % 64);
   }
 
-  const float* features_;
+  template <class Visit>
+  void for_each_half_member(int64_t q, const Visit& visit) const {
+    for (int64_t word = 0; word < words_; ++word)
+      for (uint64_t bits = half_mask_[q * words_ + word]; bits; bits &= bits - 1)
+        visit(neighbors(q)[word * 64 + std::countr_zero(bits)]);
+  }
+
+  const char* op_;
   const int32_t* neighbor_idx_;
-  const int64_t rows_, d_, k1_, half_, words_;
+  const int64_t rows_, k1_, half_, words_;
   std::vector<uint64_t> half_mask_;  // [rows, words]: which of the half list are in the half set
 };
 
-CsrTensors k_reciprocal_encoding_cpu(const Tensor& features, const Tensor& neighbor_idx, int64_t k1_half) {
-  check_k_reciprocal_encoding_args(features, neighbor_idx, k1_half);
-  const int64_t rows = features.size(0), d = features.size(1), k1 = neighbor_idx.size(1);
-  const Tensor dense = torch::stable::contiguous(features), lists = torch::stable::contiguous(neighbor_idx);
+// Appends a row: softmax of 2 dot - 2 over the members in fixed point. `weights` is scratch.
+void append_weights(const int32_t* members, const double* dots, int64_t count, std::vector<uint64_t>& weights,
+                    CsrChunk<int32_t>& chunk) {
+  weights.resize(count);
+  double largest = -HUGE_VAL;
+  for (int64_t t = 0; t < count; ++t) largest = std::max(largest, dots[t]);
+  uint64_t total = 0;
+  for (int64_t t = 0; t < count; ++t) total += weights[t] = fixed_weight(dots[t], largest);
+  ShareRow row(chunk);
+  for (int64_t t = 0; t < count; ++t) row.push(members[t], fixed_share(weights[t], total));
+  row.finish();
+}
+
+struct EncodingWorker {
+  EncodingWorker(int64_t rows, int64_t d) : sets(rows), wide(d + kDotLanes) {}
+  SetWorker sets;
+  std::vector<double> wide, dots;
+  std::vector<uint64_t> weights;
+};
+
+CsrTensors k_reciprocal_encoding_cpu(const Tensor& features_in, const Tensor& neighbor_idx, int64_t k1_half) {
+  check_k_reciprocal_encoding_args(features_in, neighbor_idx, k1_half);
+  const int64_t rows = features_in.size(0), d = features_in.size(1), k1 = neighbor_idx.size(1);
+  const Tensor dense = torch::stable::contiguous(features_in), lists = torch::stable::contiguous(neighbor_idx);
+  const float* features = dense.const_data_ptr<float>();
+  const int32_t* neighbors = lists.const_data_ptr<int32_t>();
   Progress progress("k_reciprocal_encoding", 2 * rows);
   std::vector<CsrChunk<int32_t>> chunks;
   std::vector<int32_t> order;
   if (rows > 0) {
-    check_finite(progress, "k_reciprocal_encoding", dense.const_data_ptr<float>(), rows, d);
-    check_index_range(progress, "k_reciprocal_encoding", lists.const_data_ptr<int32_t>(), rows, k1);
-    order = order_by_neighbors(lists.const_data_ptr<int32_t>(), rows, k1);
-    chunks = Encoder(dense.const_data_ptr<float>(), lists.const_data_ptr<int32_t>(), rows, d, k1, k1_half)
-                 .run(progress, order);
+    check_finite(progress, "k_reciprocal_encoding", features, rows, d);
+    check_index_range(progress, "k_reciprocal_encoding", neighbors, rows, k1);
+    order = order_by_neighbors(neighbors, rows, k1);
+    ReciprocalSets sets("k_reciprocal_encoding", neighbors, rows, k1, k1_half);
+    sets.mark_half_sets(progress, order);
+    chunks = collect_rows(
+        progress, order, [&] { return EncodingWorker(rows, d); },
+        [&](int64_t i, EncodingWorker& worker, CsrChunk<int32_t>& chunk) {
+          sets.expand(i, worker.sets);
+          const std::vector<int32_t>& members = worker.sets.members;
+          const int64_t count = static_cast<int64_t>(members.size());
+          worker.dots.resize(count);
+          simd().dots(features + i * d, features, d, members.data(), count, worker.wide.data(), worker.dots.data());
+          append_weights(members.data(), worker.dots.data(), count, worker.weights, chunk);
+        });
   }
   progress.check();
-  CsrTensors encoding = assemble_csr(progress, features, order, chunks, ScalarType::Int);
+  CsrTensors encoding = assemble_csr(progress, features_in, order, chunks, ScalarType::Int);
+  progress.finish();
+  return encoding;
+}
+
+std::tuple<Tensor, Tensor> k_reciprocal_sets_cpu(const Tensor& neighbor_idx, int64_t k1_half, int64_t begin,
+                                                 int64_t end) {
+  check_k_reciprocal_sets_args(neighbor_idx, k1_half, begin, end);
+  const int64_t rows = neighbor_idx.size(0), k1 = neighbor_idx.size(1);
+  const Tensor lists = torch::stable::contiguous(neighbor_idx);
+  const int32_t* neighbors = lists.const_data_ptr<int32_t>();
+  Progress progress("k_reciprocal_sets", rows + end - begin);
+  check_index_range(progress, "k_reciprocal_sets", neighbors, rows, k1);
+  std::vector<CsrChunk<int32_t>> chunks;
+  std::vector<int32_t> order;  // of the wanted rows, counted from `begin`
+  if (begin < end) {
+    const std::vector<int32_t> all = order_by_neighbors(neighbors, rows, k1);
+    for (const int32_t i : all)
+      if (begin <= i && i < end) order.push_back(static_cast<int32_t>(i - begin));
+    ReciprocalSets sets("k_reciprocal_sets", neighbors, rows, k1, k1_half);
+    sets.mark_half_sets(progress, all);
+    chunks = collect_rows(
+        progress, order, [&] { return SetWorker(rows); },
+        [&](int64_t t, SetWorker& worker, CsrChunk<int32_t>& chunk) {
+          sets.expand(begin + t, worker);
+          chunk.cols.insert(chunk.cols.end(), worker.members.begin(), worker.members.end());
+          chunk.lengths.push_back(static_cast<int32_t>(worker.members.size()));
+        });
+  }
+  progress.check();
+  std::tuple<Tensor, Tensor> sets = assemble_columns(progress, neighbor_idx, order, chunks);
+  progress.finish();
+  return sets;
+}
+
+Tensor sampled_dots_cpu(const Tensor& rows_in, const Tensor& others_in, const Tensor& row_ptr_in,
+                        const Tensor& col_idx_in) {
+  check_sampled_dots_args(rows_in, others_in, row_ptr_in, col_idx_in);
+  const Tensor row_tensor = torch::stable::contiguous(rows_in), other_tensor = torch::stable::contiguous(others_in);
+  const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
+  const int64_t num_rows = rows_in.size(0), num_others = others_in.size(0), d = rows_in.size(1);
+  const float *rows = row_tensor.const_data_ptr<float>(), *others = other_tensor.const_data_ptr<float>();
+  const int64_t* ptr = row_ptr.const_data_ptr<int64_t>();
+  const int32_t* cols = col_idx.const_data_ptr<int32_t>();
+  Progress progress("sampled_dots", num_rows);
+  check_finite(progress, "sampled_dots", rows, num_rows, d, "rows");
+  check_finite(progress, "sampled_dots", others, num_others, d, "others");
+  check_csr_structure(progress, "sampled_dots", ptr, num_rows, cols, num_others, col_idx.size(0));
+  Tensor dots = new_tensor(rows_in, {col_idx.size(0)}, ScalarType::Double);
+  double* out = dots.mutable_data_ptr<double>();
+  for_each_chunk(
+      progress, num_rows, kRowsPerChunk, [&] { return std::vector<double>(d + kDotLanes); },
+      [&](int64_t begin, int64_t end, std::vector<double>& wide) {
+        for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
+          simd().dots(rows + i * d, others, d, cols + ptr[i], ptr[i + 1] - ptr[i], wide.data(), out + ptr[i]);
+          progress.poll();
+        }
+        progress.add(end - begin);
+      });
+  progress.finish();
+  return dots;
+}
+
+CsrTensors k_reciprocal_weights_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& dots_in) {
+  check_k_reciprocal_weights_args(row_ptr_in, col_idx_in, dots_in);
+  const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
+  const Tensor dot_tensor = torch::stable::contiguous(dots_in);
+  const int64_t rows = row_ptr.size(0) - 1;
+  const int64_t* ptr = row_ptr.const_data_ptr<int64_t>();
+  const int32_t* cols = col_idx.const_data_ptr<int32_t>();
+  const double* dots = dot_tensor.const_data_ptr<double>();
+  Progress progress("k_reciprocal_weights", rows);
+  check_csr_structure(progress, "k_reciprocal_weights", ptr, rows, cols, kMaxSamples, col_idx.size(0));
+  check_dots(progress, "k_reciprocal_weights", ptr, rows, dots);
+  std::vector<int32_t> order(rows);
+  std::iota(order.begin(), order.end(), 0);
+  std::vector<CsrChunk<int32_t>> chunks = collect_rows(
+      progress, order, [] { return std::vector<uint64_t>(); },
+      [&](int64_t i, std::vector<uint64_t>& weights, CsrChunk<int32_t>& chunk) {
+        append_weights(cols + ptr[i], dots + ptr[i], ptr[i + 1] - ptr[i], weights, chunk);
+      });
+  progress.check();
+  CsrTensors encoding = assemble_csr(progress, row_ptr_in, order, chunks, ScalarType::Int);
   progress.finish();
   return encoding;
 }
@@ -164,4 +267,7 @@ CsrTensors k_reciprocal_encoding_cpu(const Tensor& features, const Tensor& neigh
 
 STABLE_TORCH_LIBRARY_IMPL(dmic, CPU, m) {
   m.impl("k_reciprocal_encoding", TORCH_BOX(&dmic::k_reciprocal_encoding_cpu));
+  m.impl("k_reciprocal_sets", TORCH_BOX(&dmic::k_reciprocal_sets_cpu));
+  m.impl("sampled_dots", TORCH_BOX(&dmic::sampled_dots_cpu));
+  m.impl("k_reciprocal_weights", TORCH_BOX(&dmic::k_reciprocal_weights_cpu));
 }

@@ -88,7 +88,7 @@ inline void check_rows_on_device(const char* op, const Tensor& row_ptr, const Te
     const int64_t* ptr = row_ptr_copy.const_data_ptr<int64_t>();
     const int32_t* cols = col_idx_copy.const_data_ptr<int32_t>();
     if (values) check_encoding(progress, op, ptr, rows, cols, to_cpu(*values).const_data_ptr<int32_t>(), nnz);
-    else check_csr_structure(progress, op, ptr, rows, cols, nnz);
+    else check_csr_structure(progress, op, ptr, rows, cols, rows, nnz);
   });
 }
 

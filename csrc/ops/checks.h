@@ -74,10 +74,11 @@ inline void check_same_device(const char* op, const char* name, const Tensor& te
 
 constexpr int64_t kMaxSamples = (1ll << 31) - 1;  // indices are int32
 
-inline void check_features(const char* op, const Tensor& features) {
-  check_tensor(op, "features", features, 2, ScalarType::Float);
-  DMIC_CHECK(features.size(0) <= kMaxSamples, op, ": features must have fewer than 2^31 rows, got ", features.size(0));
-  DMIC_CHECK(features.size(1) <= 1 << 20, op, ": features must have at most 2^20 columns, got ", features.size(1));
+inline void check_features(const char* op, const Tensor& features, const char* name = "features") {
+  check_tensor(op, name, features, 2, ScalarType::Float);
+  DMIC_CHECK(features.size(0) <= kMaxSamples, op, ": ", name, " must have fewer than 2^31 rows, got ",
+             features.size(0));
+  DMIC_CHECK(features.size(1) <= 1 << 20, op, ": ", name, " must have at most 2^20 columns, got ", features.size(1));
 }
 
 inline void check_neighbor_idx(const char* op, const Tensor& neighbor_idx, int64_t rows) {
@@ -86,17 +87,22 @@ inline void check_neighbor_idx(const char* op, const Tensor& neighbor_idx, int64
              shape_text(neighbor_idx));
 }
 
-inline void check_csr(const char* op, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
-                      ScalarType value_type) {
+// Which entries of a matrix are stored.
+inline void check_pattern(const char* op, const Tensor& row_ptr, const Tensor& col_idx) {
   check_tensor(op, "row_ptr", row_ptr, 1, ScalarType::Long);
   check_tensor(op, "col_idx", col_idx, 1, ScalarType::Int);
-  check_tensor(op, "values", values, 1, value_type);
   check_same_device(op, "col_idx", col_idx, "row_ptr", row_ptr);
-  check_same_device(op, "values", values, "row_ptr", row_ptr);
   DMIC_CHECK(row_ptr.size(0) >= 1, op, ": row_ptr must have at least one entry, got shape [0]");
   DMIC_CHECK(row_ptr.size(0) - 1 <= kMaxSamples, op, ": row_ptr must describe fewer than 2^31 rows, got ",
              row_ptr.size(0) - 1);
-  DMIC_CHECK(col_idx.size(0) == values.size(0), op, ": col_idx and values must have the same length, got ",
+}
+
+inline void check_csr(const char* op, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
+                      ScalarType value_type, const char* name = "values") {
+  check_pattern(op, row_ptr, col_idx);
+  check_tensor(op, name, values, 1, value_type);
+  check_same_device(op, name, values, "row_ptr", row_ptr);
+  DMIC_CHECK(col_idx.size(0) == values.size(0), op, ": col_idx and ", name, " must have the same length, got ",
              col_idx.size(0), " and ", values.size(0));
 }
 
