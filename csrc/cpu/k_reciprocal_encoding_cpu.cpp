@@ -148,7 +148,7 @@ CsrTensors k_reciprocal_encoding_cpu(const Tensor& features, const Tensor& neigh
   std::vector<int32_t> order;
   if (rows > 0) {
     check_finite(progress, "k_reciprocal_encoding", dense.const_data_ptr<float>(), rows, d);
-    check_index_range(progress, "k_reciprocal_encoding", lists.const_data_ptr<int32_t>(), rows, k1);
+    check_index_range(progress, "k_reciprocal_encoding", lists.const_data_ptr<int32_t>(), rows, k1, rows);
     order = order_by_neighbors(lists.const_data_ptr<int32_t>(), rows, k1);
     chunks = Encoder(dense.const_data_ptr<float>(), lists.const_data_ptr<int32_t>(), rows, d, k1, k1_half)
                  .run(progress, order);
