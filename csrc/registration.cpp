@@ -12,10 +12,10 @@ STABLE_TORCH_LIBRARY(dmic, m) {
   m.def("k_reciprocal_weights(Tensor row_ptr, Tensor col_idx, Tensor dots) -> (Tensor, Tensor, Tensor)");
   m.def(
       "invariant_expansion(Tensor row_ptr, Tensor col_idx, Tensor values, Tensor neighbor_idx, int k2, "
-      "Tensor? camera_ids=None, Tensor? modality_ids=None) -> (Tensor, Tensor, Tensor)");
+      "Tensor? camera_ids=None, Tensor? modality_ids=None, int num_cols=-1) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "jaccard_distance(Tensor row_ptr, Tensor col_idx, Tensor values, float max_distance, int max_pairs=-1) -> "
-      "(Tensor, Tensor, Tensor)");
+      "jaccard_distance(Tensor row_ptr, Tensor col_idx, Tensor values, float max_distance, int max_pairs=-1, "
+      "int split=0, int num_cols=-1) -> (Tensor, Tensor, Tensor)");
   m.def(
       "dbscan(Tensor row_ptr, Tensor col_idx, Tensor values, float eps, int min_samples) -> (Tensor, Tensor)");
   m.def("round_features(Tensor features, int exponent) -> (Tensor, Tensor)");

@@ -69,8 +69,6 @@ def _ids(op: str, name: str, array: Any, device: torch.device) -> torch.Tensor |
 def _csr(op: str, name: str, csr: Csr) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if not isinstance(csr, Csr):
         raise TypeError(f"{op}: {name} must be a dmic.Csr, got {type(csr).__name__}")
-    if csr.num_rows != csr.num_cols:
-        raise ValueError(f"{op}: {name} must have one column per sample, got shape {csr.shape}")
     parts = (csr.row_ptr, csr.col_idx, csr.values)
     names = (f"{op}: {name}.row_ptr", f"{op}: {name}.col_idx", f"{op}: {name}.values")
     return tuple(to_tensor(part, text).contiguous() for part, text in zip(parts, names, strict=True))
@@ -84,7 +82,16 @@ def _pattern(op: str, row_ptr: Any, col_idx: Any, device: torch.device | None = 
     return starts.to(device), columns.to(device)
 
 
+def _num_cols(op: str, encoding: Csr) -> int:
+    """As the compiled ops take it: -1 is one column per row."""
+    num_cols = to_integer(encoding.num_cols, f"{op}: encoding.num_cols")
+    if not 0 <= num_cols < 2**31:
+        raise ValueError(f"{op}: encoding.num_cols must be in [0, 2**31), got {num_cols}")
+    return -1 if num_cols == encoding.num_rows else num_cols
+
+
 def _wrap(tensors: tuple[torch.Tensor, ...], kind: Any, num_cols: int | None = None) -> Csr:
+    """By default square."""
     restore = like(kind)
     row_ptr, col_idx, values = tensors
     num_cols = row_ptr.shape[0] - 1 if num_cols is None else num_cols
@@ -364,15 +371,18 @@ def invariant_expansion(
     the same, each camera in it, each sample in that.
 
     Args:
-        encoding: Csr [N, N] of `k_reciprocal_encoding`.
-        neighbor_idx: integers [N, >= k2] in [0, N), distinct in a row, nearest first.
-        k2: neighbours averaged, counting the sample itself; 1 returns the encoding unchanged.
+        encoding: Csr [N, C] of `k_reciprocal_encoding`. C is N; or the size of the gallery, of whose rows the encoding
+            has those that the lists need.
+        neighbor_idx: integers [M, >= k2] in [0, N), distinct in a row, nearest first: rows of the encoding. M is N, or
+            the number of samples to expand.
+        k2: neighbours averaged, counting the sample itself; 1 returns the encoding unchanged if C and M are N, else the
+            rows that the lists begin with.
         camera_ids: integers [N], not negative, or None for one camera. Gaps are fine.
         modality_ids: integers [N], not negative, or None for one modality.
         progress: see the module.
 
     Returns:
-        Csr like the encoding: int32 in units of 2**-30, rows summing to exactly 2**30 or empty.
+        Csr [M, C] like the encoding: int32 in units of 2**-30, rows summing to exactly 2**30 or empty.
 
     Raises:
         ValueError: shapes, dtypes or ranges as above; rows of the encoding that do not sum to 2**30.
@@ -380,53 +390,66 @@ def invariant_expansion(
     Source: PCA (plain and modality-invariant), DMIC section MIE; arXiv 2412.08231.
     """
     op = "invariant_expansion"
-    parts = _csr(op, "encoding", encoding)
+    parts, num_cols = _csr(op, "encoding", encoding), _num_cols(op, encoding)
     device = parts[0].device
     lists = _indices(op, "neighbor_idx", neighbor_idx, torch.int32).to(device)
     cameras = _ids(op, "camera_ids", camera_ids, device)
     modalities = _ids(op, "modality_ids", modality_ids, device)
     k2 = to_integer(k2, f"{op}: k2")
-    result = call(progress, torch.ops.dmic.invariant_expansion.default, *parts, lists, k2, cameras, modalities)
-    return _wrap(result, encoding.values)
+    native = torch.ops.dmic.invariant_expansion.default
+    result = call(progress, native, *parts, lists, k2, cameras, modalities, num_cols)
+    return _wrap(result, encoding.values, encoding.num_cols)
 
 
 @torch.library.register_fake("dmic::invariant_expansion")
-def _(row_ptr, col_idx, values, neighbor_idx, k2, camera_ids=None, modality_ids=None):
-    return _fake_csr(row_ptr, row_ptr.shape[0] - 1, torch.int32)
+def _(row_ptr, col_idx, values, neighbor_idx, k2, camera_ids=None, modality_ids=None, num_cols=-1):
+    return _fake_csr(row_ptr, neighbor_idx.shape[0], torch.int32)
 
 
 def jaccard_distance(
-    encoding: Csr, max_distance: float, *, max_pairs: int | None = None, progress: Progress | None = None
+    encoding: Csr,
+    max_distance: float,
+    *,
+    max_pairs: int | None = None,
+    split: int = 0,
+    progress: Progress | None = None,
 ) -> Csr:
     """Jaccard distances of all pairs within max_distance: J = 1 - s / (2 - s), s = sum of the smaller weights.
 
     Args:
-        encoding: Csr [N, N] of `invariant_expansion` or `k_reciprocal_encoding`.
+        encoding: Csr [N, C] of `invariant_expansion` or `k_reciprocal_encoding`. C is N; or the size of the gallery, of
+            whose rows the encoding has some.
         max_distance: in [0, 1]; compared in float32, as ``values <= max_distance`` would be. 1 returns every pair
             that overlaps at all, which can be thousands a row.
         max_pairs: stop with an error as soon as more pairs than this are found (each counted once), or None. What is
             returned takes 16 bytes a pair and its making 8 more; a gallery with hubs can have far more than N of them.
+        split: 0 for all pairs. Otherwise only pairs of a row before `split` and a row from `split` on, which joins two
+            parts of a gallery; at most N.
         progress: see the module.
 
     Returns:
-        Csr with float32 values: pairs with s > 0 and J <= max_distance, in both directions, with the diagonal (of
-        non-empty rows). Pairs that are not stored are farther; without overlap J is 1.
+        Csr [N, N] with float32 values: pairs with s > 0 and J <= max_distance, in both directions, with the diagonal
+        (of non-empty rows) unless there is a split. Pairs that are not stored are farther; without overlap J is 1.
 
     Raises:
-        ValueError: max_distance out of range; rows of the encoding that do not sum to 2**30; more than max_pairs.
+        ValueError: max_distance or split out of range; rows of the encoding that do not sum to 2**30; more than
+            max_pairs.
 
     Source: Zhong et al., CVPR 2017, equation 10.
     """
-    parts = _csr("jaccard_distance", "encoding", encoding)
-    max_distance = _number("jaccard_distance", "max_distance", max_distance)
-    limit = -1 if max_pairs is None else to_integer(max_pairs, "jaccard_distance: max_pairs")
+    op = "jaccard_distance"
+    parts, num_cols = _csr(op, "encoding", encoding), _num_cols(op, encoding)
+    max_distance = _number(op, "max_distance", max_distance)
+    limit = -1 if max_pairs is None else to_integer(max_pairs, f"{op}: max_pairs")
     if max_pairs is not None and limit < 0:
-        raise ValueError(f"jaccard_distance: max_pairs must not be negative, got {max_pairs}")
-    return _wrap(call(progress, torch.ops.dmic.jaccard_distance.default, *parts, max_distance, limit), encoding.values)
+        raise ValueError(f"{op}: max_pairs must not be negative, got {max_pairs}")
+    split = to_integer(split, f"{op}: split")
+    native = torch.ops.dmic.jaccard_distance.default
+    return _wrap(call(progress, native, *parts, max_distance, limit, split, num_cols), encoding.values)
 
 
 @torch.library.register_fake("dmic::jaccard_distance")
-def _(row_ptr, col_idx, values, max_distance, max_pairs=-1):
+def _(row_ptr, col_idx, values, max_distance, max_pairs=-1, split=0, num_cols=-1):
     return _fake_csr(row_ptr, row_ptr.shape[0] - 1, torch.float32)
 
 
@@ -451,6 +474,8 @@ def dbscan(distance: Csr, eps: float, min_samples: int, *, progress: Progress | 
     Source: Ester et al., KDD 1996.
     """
     parts = _csr("dbscan", "distance", distance)
+    if distance.num_rows != distance.num_cols:
+        raise ValueError(f"dbscan: distance must have one column per sample, got shape {distance.shape}")
     eps, min_samples = _number("dbscan", "eps", eps), to_integer(min_samples, "dbscan: min_samples")
     restore = like(distance.values)
     labels, core_mask = call(progress, torch.ops.dmic.dbscan.default, *parts, eps, min_samples)

@@ -165,9 +165,9 @@ def invariant_expansion(
     modality_ids: np.ndarray | None = None,
 ) -> Csr:
     """Nested means of the encodings of the k2 nearest samples: over samples, then cameras, then modalities."""
-    if k2 == 1:
+    n = encoding.num_rows
+    if k2 == 1 and n == encoding.num_cols == len(neighbor_idx):
         return encoding
-    n = len(neighbor_idx)
     camera = np.zeros(n, np.int64) if camera_ids is None else np.asarray(camera_ids)
     modality = np.zeros(n, np.int64) if modality_ids is None else np.asarray(modality_ids)
     encoded = _rows(encoding)
@@ -183,7 +183,7 @@ def invariant_expansion(
             for column, value in encoded[j].items():
                 total[column] = total.get(column, 0) + (2**32 // share) * value
         rows.append(round_to_one(total) if total else {})
-    return _csr(rows, n, np.int32)
+    return _csr(rows, encoding.num_cols, np.int32)
 
 
 def jaccard(overlap: int) -> np.float32:
@@ -191,14 +191,16 @@ def jaccard(overlap: int) -> np.float32:
     return np.float32(float(2 * ONE - 2 * overlap) / float(2 * ONE - overlap))
 
 
-def jaccard_distance(encoding: Csr, max_distance: float) -> Csr:
-    """J of every pair of rows that overlap and have J <= max_distance (compared in float32)."""
+def jaccard_distance(encoding: Csr, max_distance: float, split: int = 0) -> Csr:
+    """J of every pair of rows that overlap and have J <= max_distance (compared in float32). With a split: of pairs of a
+    row before it and another one."""
     encoded = _rows(encoding)
     n = len(encoded)
     rows: list[dict[int, int | float]] = []
     for i in range(n):
         row: dict[int, int | float] = {}
-        for j in range(n):
+        others = range(n) if split == 0 else range(split, n) if i < split else range(split)
+        for j in others:
             overlap = sum(min(v, encoded[j][c]) for c, v in encoded[i].items() if c in encoded[j])
             if overlap > 0 and jaccard(overlap) <= np.float32(max_distance):
                 row[j] = float(jaccard(overlap))

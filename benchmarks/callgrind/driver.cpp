@@ -65,8 +65,8 @@ Function* op(const char* name) {
 
 using Search = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, int64_t, int64_t, const Ids&);
 using Encode = Csr(const Tensor&, const Tensor&, int64_t);
-using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&);
-using Join = Csr(const Tensor&, const Tensor&, const Tensor&, double, int64_t);
+using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&, int64_t);
+using Join = Csr(const Tensor&, const Tensor&, const Tensor&, double, int64_t, int64_t, int64_t);
 using Cluster = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, int64_t);
 using Round = std::tuple<Tensor, Tensor>(const Tensor&, int64_t);
 
@@ -88,11 +88,11 @@ extern "C" {  // names that callgrind is given
 
 [[gnu::noinline]] void measured_invariant_expansion(Expand* expand, const Csr& in, const Tensor& lists,
                                                     const Ids& cameras, const Ids& modalities, Csr& out) {
-  out = expand(std::get<0>(in), std::get<1>(in), std::get<2>(in), lists, kK2, cameras, modalities);
+  out = expand(std::get<0>(in), std::get<1>(in), std::get<2>(in), lists, kK2, cameras, modalities, -1);
 }
 
 [[gnu::noinline]] void measured_jaccard_distance(Join* join, const Csr& in, Csr& distance) {
-  distance = join(std::get<0>(in), std::get<1>(in), std::get<2>(in), kEps, -1);
+  distance = join(std::get<0>(in), std::get<1>(in), std::get<2>(in), kEps, -1, 0, -1);
 }
 
 [[gnu::noinline]] void measured_dbscan(Cluster* cluster, const Csr& in, std::tuple<Tensor, Tensor>& found) {

@@ -97,9 +97,9 @@ CsrTensors assemble_csr(Progress& progress, const Tensor& like, const std::vecto
 
 constexpr int64_t kRowsPerStructureCheck = 4096;
 
-// The structure of a Csr: monotone row_ptr, ascending columns in [0, cols).
+// The structure of a Csr: monotone row_ptr, ascending columns in [0, num_cols).
 inline void check_csr_structure(Progress& progress, const char* op, const int64_t* row_ptr, int64_t rows,
-                                const int32_t* col_idx, int64_t cols, int64_t nnz) {
+                                int64_t num_cols, const int32_t* col_idx, int64_t nnz) {
   DMIC_CHECK(row_ptr[0] == 0, op, ": row_ptr must start at 0, got ", row_ptr[0]);
   DMIC_CHECK(row_ptr[rows] == nnz, op, ": row_ptr must end at the number of stored values (", nnz, "), got ",
              row_ptr[rows]);
@@ -110,8 +110,8 @@ inline void check_csr_structure(Progress& progress, const char* op, const int64_
     for (int64_t i = begin; i < end; ++i) {
       int64_t previous = -1;
       for (int64_t t = row_ptr[i]; t < row_ptr[i + 1]; previous = col_idx[t++]) {
-        DMIC_CHECK(col_idx[t] >= 0 && col_idx[t] < cols, op, ": col_idx must be in [0, ", cols, "), got ", col_idx[t],
-                   " in row ", i);
+        DMIC_CHECK(col_idx[t] >= 0 && col_idx[t] < num_cols, op, ": col_idx must be in [0, ", num_cols, "), got ",
+                   col_idx[t], " in row ", i);
         DMIC_CHECK(col_idx[t] > previous, op, ": col_idx must ascend inside a row, got ", previous, " then ",
                    col_idx[t], " in row ", i);
       }
@@ -119,11 +119,10 @@ inline void check_csr_structure(Progress& progress, const char* op, const int64_
   });
 }
 
-// The same with one column per row, and what makes it an encoding: positive values, every non-empty row summing to
-// exactly 2^30.
-inline void check_encoding(Progress& progress, const char* op, const int64_t* row_ptr, int64_t rows,
+// The same, and what makes it an encoding: positive values, every non-empty row summing to exactly 2^30.
+inline void check_encoding(Progress& progress, const char* op, const int64_t* row_ptr, int64_t rows, int64_t num_cols,
                            const int32_t* col_idx, const int32_t* values, int64_t nnz) {
-  check_csr_structure(progress, op, row_ptr, rows, col_idx, rows, nnz);
+  check_csr_structure(progress, op, row_ptr, rows, num_cols, col_idx, nnz);
   for_each_chunk(progress, rows, kRowsPerStructureCheck, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       int64_t sum = 0;
@@ -136,11 +135,13 @@ inline void check_encoding(Progress& progress, const char* op, const int64_t* ro
   });
 }
 
-inline void check_index_range(Progress& progress, const char* op, const int32_t* neighbor_idx, int64_t rows, int64_t k1) {
+// Every index of neighbor_idx [rows, k1] in [0, samples).
+inline void check_index_range(Progress& progress, const char* op, const int32_t* neighbor_idx, int64_t rows, int64_t k1,
+                              int64_t samples) {
   for_each_chunk(progress, rows, kRowsPerStructureCheck, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin * k1; t < end * k1; ++t)
-      DMIC_CHECK(neighbor_idx[t] >= 0 && neighbor_idx[t] < rows, op, ": neighbor_idx must be in [0, N), got ",
-                 neighbor_idx[t], " at row ", t / k1, ", column ", t % k1, " with N=", rows);
+      DMIC_CHECK(neighbor_idx[t] >= 0 && neighbor_idx[t] < samples, op, ": neighbor_idx must be in [0, N), got ",
+                 neighbor_idx[t], " at row ", t / k1, ", column ", t % k1, " with N=", samples);
   });
 }
 

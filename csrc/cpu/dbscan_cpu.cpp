@@ -40,7 +40,7 @@ std::tuple<Tensor, Tensor> dbscan_cpu(const Tensor& row_ptr_in, const Tensor& co
                   row_ptr.size(0) - 1},
                  static_cast<float>(eps)};
   Progress progress("dbscan", 3 * in.rows);
-  check_csr_structure(progress, "dbscan", in.row_ptr, in.rows, in.col_idx, in.rows, col_idx.size(0));
+  check_csr_structure(progress, "dbscan", in.row_ptr, in.rows, in.rows, in.col_idx, col_idx.size(0));
   check_distances(progress, in);
 
   Tensor labels_out = new_tensor(row_ptr_in, {in.rows}, ScalarType::Long);

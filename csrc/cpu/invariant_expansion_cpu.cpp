@@ -1,7 +1,7 @@
 // One row at a time: integer sums in a dense accumulator, and a two-level bit set of the columns touched, which gives
 // them back in ascending order without a sort.
-// Operations: N k2 |S| integer multiply-adds, N k2^2 compares of ids, one division per stored value. Scratch: 4 N bytes,
-// and 8.2 N per thread.
+// Operations: M k2 |S| integer multiply-adds, M k2^2 compares of ids, one division per stored value. Scratch: 4 M bytes,
+// 4 N if there is not a list for every row of the encoding, and 8.2 num_cols per thread.
 #include "../ops/invariant_expansion.h"
 
 #include <algorithm>
@@ -59,15 +59,15 @@ struct Expansion {
   const int32_t* neighbor_idx;
   const int64_t* camera_ids;    // null: one camera
   const int64_t* modality_ids;  // null: one modality
-  int64_t rows, k1, k2;
+  int64_t rows, num_cols, lists, k1, k2;
 
   int64_t camera(int32_t j) const { return camera_ids ? camera_ids[j] : 0; }
   int64_t modality(int32_t j) const { return modality_ids ? modality_ids[j] : 0; }
 };
 
 struct Worker {
-  explicit Worker(int64_t rows) : sums(rows), touched(rows) {}
-  std::vector<uint64_t> sums;  // [rows], zero between rows
+  explicit Worker(int64_t num_cols) : sums(num_cols), touched(num_cols) {}
+  std::vector<uint64_t> sums;  // [num_cols], zero between rows
   ColumnSet touched;
   std::vector<int32_t> members;
   std::vector<uint64_t> numerators;
@@ -134,8 +134,9 @@ void expand_row(const Expansion& in, int64_t i, Worker& worker, CsrChunk<int32_t
 
 CsrTensors invariant_expansion_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& values_in,
                                    const Tensor& neighbor_idx_in, int64_t k2, const std::optional<Tensor>& camera_ids_in,
-                                   const std::optional<Tensor>& modality_ids_in) {
-  check_invariant_expansion_args(row_ptr_in, col_idx_in, values_in, neighbor_idx_in, k2, camera_ids_in, modality_ids_in);
+                                   const std::optional<Tensor>& modality_ids_in, int64_t num_cols) {
+  check_invariant_expansion_args(row_ptr_in, col_idx_in, values_in, neighbor_idx_in, k2, camera_ids_in, modality_ids_in,
+                                 num_cols);
   const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
   const Tensor values = torch::stable::contiguous(values_in), neighbor_idx = torch::stable::contiguous(neighbor_idx_in);
   std::optional<Tensor> camera_ids, modality_ids;
@@ -148,21 +149,26 @@ CsrTensors invariant_expansion_cpu(const Tensor& row_ptr_in, const Tensor& col_i
                      camera_ids ? camera_ids->const_data_ptr<int64_t>() : nullptr,
                      modality_ids ? modality_ids->const_data_ptr<int64_t>() : nullptr,
                      row_ptr.size(0) - 1,
+                     num_cols < 0 ? row_ptr.size(0) - 1 : num_cols,
+                     neighbor_idx.size(0),
                      neighbor_idx.size(1),
                      k2};
-  Progress progress("invariant_expansion", in.rows);
-  check_encoding(progress, "invariant_expansion", in.row_ptr, in.rows, in.col_idx, in.values, col_idx.size(0));
-  check_index_range(progress, "invariant_expansion", in.neighbor_idx, in.rows, in.k1);
+  const bool whole = num_cols < 0 && in.lists == in.rows;  // a list for every row of the encoding
+  Progress progress("invariant_expansion", in.lists);
+  check_encoding(progress, "invariant_expansion", in.row_ptr, in.rows, in.num_cols, in.col_idx, in.values,
+                 col_idx.size(0));
+  check_index_range(progress, "invariant_expansion", in.neighbor_idx, in.lists, in.k1, in.rows);
   check_not_negative("camera_ids", in.camera_ids, in.rows);
   check_not_negative("modality_ids", in.modality_ids, in.rows);
-  if (k2 == 1 || in.rows == 0) {
+  if (whole && k2 == 1) {
     progress.finish();  // outputs never alias inputs
     return {torch::stable::clone(row_ptr), torch::stable::clone(col_idx), torch::stable::clone(values)};
   }
-  const std::vector<int32_t> order = order_by_neighbors(in.neighbor_idx, in.rows, in.k1);
-  std::vector<CsrChunk<int32_t>> chunks((in.rows + kRowsPerChunk - 1) / kRowsPerChunk);
+  const std::vector<int32_t> order = whole ? order_by_neighbors(in.neighbor_idx, in.lists, in.k1)
+                                           : order_by_neighbors(in.neighbor_idx, in.lists, in.k1, in.rows);
+  std::vector<CsrChunk<int32_t>> chunks((in.lists + kRowsPerChunk - 1) / kRowsPerChunk);
   for_each_chunk(
-      progress, in.rows, kRowsPerChunk, [&] { return Worker(in.rows); },
+      progress, in.lists, kRowsPerChunk, [&] { return Worker(in.num_cols); },
       [&](int64_t begin, int64_t end, Worker& worker) {
         CsrChunk<int32_t> chunk;
         for (int64_t t = begin; t < end && !progress.stopped(); ++t) {

@@ -5,7 +5,8 @@
 // candidate can qualify, and candidates that cannot reach it with what is left are dropped. As soon as summing the few
 // that remain over their whole rows is cheaper than scanning on, that is done. All integers: bounds need no slack.
 // Operations: list entries scanned (a tenth to all of sum over columns of list length^2 / 2) plus survivors x row length.
-// Scratch: 8 bytes per stored value (the inverted lists), 12 N + 8 N bytes per thread, 16 N, 8 bytes per emitted pair.
+// Scratch: 8 bytes per stored value (the inverted lists), 8 N + 4 num_cols and 8 num_cols bytes per thread, 8 N + 8 num_cols,
+// 8 bytes per emitted pair. With a split the lists hold the rows behind it alone, and one entry more each.
 #include "../ops/jaccard_distance.h"
 
 #include <algorithm>
@@ -34,19 +35,25 @@ struct Encoding {
   const int64_t* row_ptr;
   const int32_t* col_idx;
   const int32_t* values;
-  int64_t rows, nnz;
+  int64_t rows, num_cols, nnz;
+  int64_t split;  // 0: all pairs
+
+  int64_t num_joined() const { return split > 0 ? split : rows; }  // the rows that look for partners
 };
 
-// The columns of the encoding, each a list of its rows in ascending order.
+// The columns of the encoding from row `split` on, each a list of its rows in ascending order. A scan starts at the back
+// and ends with its own row; with a split no list has it, so each begins with an entry of row -1.
 class InvertedLists {
  public:
-  InvertedLists(const Encoding& in, Progress& progress) : ptr_(in.rows + 1), entries_(new Entry[in.nnz]) {
+  InvertedLists(const Encoding& in, Progress& progress) : num_ends_(in.split > 0), ptr_(in.num_cols + 1) {
     // Workers own ranges of rows; offsets by (range, column) make the fill independent of the order of workers.
-    const int64_t ranges = std::min<int64_t>(num_workers(in.rows), 16);
-    std::vector<std::vector<int64_t>> next(ranges, std::vector<int64_t>(in.rows));
+    const int64_t rows = in.rows - in.split;
+    const int64_t ranges = std::min<int64_t>(num_workers(rows), 16);
+    std::vector<std::vector<int64_t>> next(ranges, std::vector<int64_t>(in.num_cols));
     const auto for_each_stored = [&](const auto& visit) {
       for_each_item(progress, ranges, [] { return NoState{}; }, [&](int64_t range, NoState&) {
-        for (int64_t i = in.rows * range / ranges; i < in.rows * (range + 1) / ranges && !progress.stopped(); ++i) {
+        const int64_t last = in.split + rows * (range + 1) / ranges;
+        for (int64_t i = in.split + rows * range / ranges; i < last && !progress.stopped(); ++i) {
           for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) visit(range, i, t);
           progress.poll();
         }
@@ -54,21 +61,24 @@ class InvertedLists {
     };
     for_each_stored([&](int64_t range, int64_t, int64_t t) { ++next[range][in.col_idx[t]]; });
     int64_t total = 0;
-    for (int64_t column = 0; column < in.rows; ++column) {
+    for (int64_t column = 0; column < in.num_cols; ++column) {
       ptr_[column] = total;
+      total += num_ends_;
       for (auto& offsets : next) {
         const int64_t count = offsets[column];
         offsets[column] = total;
         total += count;
       }
     }
-    ptr_[in.rows] = total;
+    ptr_[in.num_cols] = total;
+    entries_.reset(new Entry[total]);
+    for (int64_t column = 0; num_ends_ > 0 && column < in.num_cols; ++column) entries_[ptr_[column]] = {-1, 0};
     for_each_stored([&](int64_t range, int64_t i, int64_t t) {
       entries_[next[range][in.col_idx[t]]++] = {static_cast<int32_t>(i), in.values[t]};
     });
   }
 
-  int64_t length(int64_t column) const { return ptr_[column + 1] - ptr_[column]; }
+  int64_t length(int64_t column) const { return ptr_[column + 1] - ptr_[column] - num_ends_; }
 
   const Entry* end(int64_t column) const { return entries_.get() + ptr_[column + 1]; }
 
@@ -79,6 +89,7 @@ class InvertedLists {
   }
 
  private:
+  const int64_t num_ends_;  // entries of row -1 in every list
   std::vector<int64_t> ptr_;
   std::unique_ptr<Entry[]> entries_;
 };
@@ -88,16 +99,16 @@ struct Pairs {  // of a chunk of rows: partners j > i, ascending, with their ove
 };
 
 struct Worker {
-  explicit Worker(int64_t rows) : overlap(rows), dense(rows), candidates(rows + 1) {}
+  explicit Worker(const Encoding& in) : overlap(in.rows), dense(in.num_cols), candidates(in.rows + 1) {}
   std::vector<int32_t> overlap;     // [rows] of the candidates, zero between rows
-  std::vector<int32_t> dense;       // [rows] row i spread out, zero between rows
+  std::vector<int32_t> dense;       // [num_cols] row i spread out, zero between rows
   std::vector<int32_t> candidates;  // the first num_candidates; one more is room for a branch-free append
   int64_t num_candidates = 0;
   std::vector<std::pair<int32_t, int32_t>> columns;  // (-value, column)
 };
 
 // Adds a column to every later row of its list; rows seen for the first time become candidates. Row i itself is in the
-// list and ends the scan, which starts at the back.
+// list, or row -1, and ends the scan, which starts at the back.
 void scan_and_append(const Entry* entry, int32_t i, int32_t value, Worker& worker) {
   int32_t* overlap = worker.overlap.data();
   int32_t* candidates = worker.candidates.data();
@@ -154,7 +165,7 @@ void join_row(const Encoding& in, const InvertedLists& lists, int64_t i, int32_t
     columns.emplace_back(-in.values[t], in.col_idx[t]);
     unscanned += lists.length(in.col_idx[t]);
   }
-  const double after_i = static_cast<double>(in.rows - i) / static_cast<double>(in.rows);
+  const double after_i = in.split > 0 ? 1 : static_cast<double>(in.rows - i) / static_cast<double>(in.rows);
   const double row_length = static_cast<double>(in.nnz) / static_cast<double>(in.rows);
   int32_t left = last > first ? kOne : 0;  // mass of row i that is not yet scanned
   worker.num_candidates = 0;
@@ -195,12 +206,12 @@ void join_row(const Encoding& in, const InvertedLists& lists, int64_t i, int32_t
   out.lengths.push_back(static_cast<int32_t>(out.partners.size() - before));
 }
 
-// Rows in full: the mirrored pairs, the diagonal, the pairs.
+// Rows in full: the mirrored pairs, the diagonal (unless there is a split), the pairs.
 CsrTensors mirror(Progress& progress, const Tensor& like, const Encoding& in, std::vector<Pairs>& chunks) {
   Tensor row_ptr = new_tensor(like, {in.rows + 1}, ScalarType::Long);
   int64_t* ptr = row_ptr.mutable_data_ptr<int64_t>();
   std::vector<int64_t> next(in.rows);  // first the lengths, then where each row continues
-  const auto has_diagonal = [&](int64_t i) { return in.row_ptr[i] < in.row_ptr[i + 1]; };
+  const auto has_diagonal = [&](int64_t i) { return in.split == 0 && in.row_ptr[i] < in.row_ptr[i + 1]; };
   int64_t row = 0;
   for (const Pairs& chunk : chunks) {
     for (const int32_t length : chunk.lengths) {
@@ -242,22 +253,28 @@ CsrTensors mirror(Progress& progress, const Tensor& like, const Encoding& in, st
 }
 
 CsrTensors jaccard_distance_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& values_in,
-                                double max_distance, int64_t max_pairs) {
-  check_jaccard_distance_args(row_ptr_in, col_idx_in, values_in, max_distance);
+                                double max_distance, int64_t max_pairs, int64_t split, int64_t num_cols) {
+  check_jaccard_distance_args(row_ptr_in, col_idx_in, values_in, max_distance, split, num_cols);
   const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
   const Tensor values = torch::stable::contiguous(values_in);
-  const Encoding in{row_ptr.const_data_ptr<int64_t>(), col_idx.const_data_ptr<int32_t>(),
-                    values.const_data_ptr<int32_t>(), row_ptr.size(0) - 1, col_idx.size(0)};
-  Progress progress("jaccard_distance", in.rows);
-  check_encoding(progress, "jaccard_distance", in.row_ptr, in.rows, in.col_idx, in.values, in.nnz);
+  const int64_t rows = row_ptr.size(0) - 1;
+  const Encoding in{row_ptr.const_data_ptr<int64_t>(),
+                    col_idx.const_data_ptr<int32_t>(),
+                    values.const_data_ptr<int32_t>(),
+                    rows,
+                    num_cols < 0 ? rows : num_cols,
+                    col_idx.size(0),
+                    split};
+  Progress progress("jaccard_distance", in.num_joined());
+  check_encoding(progress, "jaccard_distance", in.row_ptr, in.rows, in.num_cols, in.col_idx, in.values, in.nnz);
   const int32_t threshold = smallest_overlap_within(static_cast<float>(max_distance));
   const SimdKernels& kernels = simd();
-  std::vector<Pairs> chunks((in.rows + kRowsPerChunk - 1) / kRowsPerChunk);
+  std::vector<Pairs> chunks((in.num_joined() + kRowsPerChunk - 1) / kRowsPerChunk);
   {
     const InvertedLists lists(in, progress);
     std::atomic<int64_t> pairs_found{0};
     for_each_chunk(
-        progress, in.rows, kRowsPerChunk, [&] { return Worker(in.rows); },
+        progress, in.num_joined(), kRowsPerChunk, [&] { return Worker(in); },
         [&](int64_t begin, int64_t end, Worker& worker) {
           Pairs pairs;
           for (int64_t i = begin; i < end && !progress.stopped(); ++i) {

@@ -159,7 +159,7 @@ CsrTensors k_reciprocal_encoding_cpu(const Tensor& features_in, const Tensor& ne
   std::vector<int32_t> order;
   if (rows > 0) {
     check_finite(progress, "k_reciprocal_encoding", features, rows, d);
-    check_index_range(progress, "k_reciprocal_encoding", neighbors, rows, k1);
+    check_index_range(progress, "k_reciprocal_encoding", neighbors, rows, k1, rows);
     order = order_by_neighbors(neighbors, rows, k1);
     ReciprocalSets sets("k_reciprocal_encoding", neighbors, rows, k1, k1_half);
     sets.mark_half_sets(progress, order);
@@ -187,7 +187,7 @@ std::tuple<Tensor, Tensor> k_reciprocal_sets_cpu(const Tensor& neighbor_idx, int
   const Tensor lists = torch::stable::contiguous(neighbor_idx);
   const int32_t* neighbors = lists.const_data_ptr<int32_t>();
   Progress progress("k_reciprocal_sets", rows + end - begin);
-  check_index_range(progress, "k_reciprocal_sets", neighbors, rows, k1);
+  check_index_range(progress, "k_reciprocal_sets", neighbors, rows, k1, rows);
   std::vector<CsrChunk<int32_t>> chunks;
   std::vector<int32_t> order;  // of the wanted rows, counted from `begin`
   if (begin < end) {
@@ -222,7 +222,7 @@ Tensor sampled_dots_cpu(const Tensor& rows_in, const Tensor& others_in, const Te
   Progress progress("sampled_dots", num_rows);
   check_finite(progress, "sampled_dots", rows, num_rows, d, "rows");
   check_finite(progress, "sampled_dots", others, num_others, d, "others");
-  check_csr_structure(progress, "sampled_dots", ptr, num_rows, cols, num_others, col_idx.size(0));
+  check_csr_structure(progress, "sampled_dots", ptr, num_rows, num_others, cols, col_idx.size(0));
   Tensor dots = new_tensor(rows_in, {col_idx.size(0)}, ScalarType::Double);
   double* out = dots.mutable_data_ptr<double>();
   for_each_chunk(
@@ -247,7 +247,7 @@ CsrTensors k_reciprocal_weights_cpu(const Tensor& row_ptr_in, const Tensor& col_
   const int32_t* cols = col_idx.const_data_ptr<int32_t>();
   const double* dots = dot_tensor.const_data_ptr<double>();
   Progress progress("k_reciprocal_weights", rows);
-  check_csr_structure(progress, "k_reciprocal_weights", ptr, rows, cols, kMaxSamples, col_idx.size(0));
+  check_csr_structure(progress, "k_reciprocal_weights", ptr, rows, kMaxSamples, cols, col_idx.size(0));
   check_dots(progress, "k_reciprocal_weights", ptr, rows, dots);
   std::vector<int32_t> order(rows);
   std::iota(order.begin(), order.end(), 0);

@@ -7,22 +7,36 @@
 namespace dmic {
 
 // Every row once, each followed by those of its neighbours that have not had their turn: what one of them reads is in
-// the cache when the next one asks for it. A list that is shorter than k1 ends with -1.
-inline std::vector<int32_t> order_by_neighbors(const int32_t* neighbor_idx, int64_t rows, int64_t k1) {
+// the cache when the next one asks for it. A short list ends with -1;
+// row_of(neighbour) is its row, or -1.
+template <class RowOf>
+std::vector<int32_t> follow_neighbors(const int32_t* neighbor_idx, int64_t rows, int64_t k1, const RowOf& row_of) {
   std::vector<int32_t> order;
   order.reserve(rows);
   std::vector<bool> taken(rows);
   const auto take = [&](int64_t i) {
-    if (taken[i]) return;
+    if (i < 0 || taken[i]) return;
     taken[i] = true;
     order.push_back(static_cast<int32_t>(i));
   };
   for (int64_t i = 0; i < rows; ++i) {
     if (taken[i]) continue;
     take(i);
-    for (int64_t t = 0; t < k1 && neighbor_idx[i * k1 + t] >= 0; ++t) take(neighbor_idx[i * k1 + t]);
+    for (int64_t t = 0; t < k1 && neighbor_idx[i * k1 + t] >= 0; ++t) take(row_of(neighbor_idx[i * k1 + t]));
   }
   return order;
+}
+
+// Row i is sample i.
+inline std::vector<int32_t> order_by_neighbors(const int32_t* neighbor_idx, int64_t rows, int64_t k1) {
+  return follow_neighbors(neighbor_idx, rows, k1, [](int32_t j) { return j; });
+}
+
+// Rows of any samples of [0, samples): a list begins with the sample itself, nearly always.
+inline std::vector<int32_t> order_by_neighbors(const int32_t* neighbor_idx, int64_t rows, int64_t k1, int64_t samples) {
+  std::vector<int32_t> row_of(samples, -1);
+  for (int64_t i = 0; i < rows && k1 > 0; ++i) row_of[neighbor_idx[i * k1]] = static_cast<int32_t>(i);
+  return follow_neighbors(neighbor_idx, rows, k1, [&](int32_t j) { return row_of[j]; });
 }
 
 }  // namespace dmic

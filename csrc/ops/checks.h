@@ -106,6 +106,11 @@ inline void check_csr(const char* op, const Tensor& row_ptr, const Tensor& col_i
              col_idx.size(0), " and ", values.size(0));
 }
 
+// num_cols -1 stands for one column per row.
+inline void check_num_cols(const char* op, int64_t num_cols) {
+  DMIC_CHECK(num_cols >= -1 && num_cols <= kMaxSamples, op, ": num_cols must be in [0, 2^31), or -1, got ", num_cols);
+}
+
 inline void check_ids(const char* op, const char* name, const std::optional<Tensor>& ids, int64_t rows) {
   if (!ids) return;
   check_tensor(op, name, *ids, 1, ScalarType::Long);

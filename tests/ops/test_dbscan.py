@@ -194,6 +194,7 @@ def with_values(values: np.ndarray) -> Csr:
     ("distance", "parts"),
     [
         *damaged_rows(DISTANCE),
+        (Csr(DISTANCE.row_ptr, DISTANCE.col_idx, DISTANCE.values, 33), ["one column per sample", "(32, 33)"]),
         (with_values(edited(DISTANCE.values, OFF_DIAGONAL, 0.001)), ["symmetric", "0.001"]),
         (with_values(edited(DISTANCE.values, 0, -0.5)), ["negative", "-0.5"]),
         (with_values(edited(DISTANCE.values, 0, np.nan)), ["NaN", "nan"]),

@@ -240,7 +240,6 @@ CAMERAS = DATA.camera_ids
         (LISTS, -1, {}, ["k2", "-1"]),
         (LISTS, 9, {}, ["k2", "9", "8"]),
         (LISTS, 2.5, {}, ["k2", "2.5"]),
-        (LISTS[:31], 3, {}, ["neighbor_idx", "32", "31"]),
         (LISTS[0], 3, {}, ["neighbor_idx", "[8]"]),
         (LISTS.astype(np.float64), 3, {}, ["neighbor_idx", "float64"]),
         (edited(LISTS, (9, 2), 32), 3, {}, ["neighbor_idx", "32", "9"]),
