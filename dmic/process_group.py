@@ -36,7 +36,7 @@ def start(device: str | torch.device) -> Group:
     Raises:
         ValueError: the ranks cannot be reached.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if is_alone():
         return None
     device = torch.device(device)
     backend = "gloo"
@@ -58,12 +58,26 @@ def stop(group: Group) -> None:
 
 @contextmanager
 def started(device: str | torch.device) -> Iterator[Group]:
-    """The group of `start` for as long as the block lasts."""
+    """The group of `start` for as long as the block lasts.
+
+    Raises:
+        ValueError: see `start`.
+        ConnectionError: another rank is gone.
+    """
     group = start(device)
     try:
         yield group
+    except RuntimeError as error:
+        if group is None or not is_lost(error):
+            raise
+        raise ConnectionError("another rank has ended or cannot be reached; what it wrote says why") from error
     finally:
         stop(group)
+
+
+def is_alone() -> bool:
+    """Whether this process has no other ranks beside it (WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def local_rank() -> int:
@@ -107,6 +121,12 @@ def all_gather_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
     return whole
 
 
+def all_reduce(tensor: torch.Tensor, group: Group) -> None:
+    """Overwrite a contiguous tensor by the sum of those of all ranks, which has the same bits on every rank."""
+    if group is not None:
+        dist.all_reduce(tensor, group=group)
+
+
 def broadcast(tensor: torch.Tensor, group: Group) -> None:
     """Overwrite a contiguous tensor by that of rank 0."""
     if group is not None and tensor.numel():
@@ -143,6 +163,16 @@ def barrier(group: Group) -> None:
     """Wait for all ranks."""
     if group is not None:
         dist.barrier(group)
+
+
+@contextmanager
+def first_on_its_machine(group: Group) -> Iterator[None]:
+    """The block runs on one rank of every machine, then on the others: what the first downloads, the others find."""
+    if local_rank() != 0:
+        barrier(group)
+    yield
+    if local_rank() == 0:
+        barrier(group)
 
 
 def check_same(what: str, digest: str, group: Group) -> None:
