@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -33,13 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser(command).parse_args(arguments)
         return options.run(options)
     except KeyboardInterrupt as stop:
-        print(f"dmic: interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
+        print(f"dmic: {_rank()}interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, MemoryError) as error:
-        print(f"dmic {command}: error: {_one_line(error)}", file=sys.stderr)
+        print(f"dmic {command}: error: {_rank()}{_one_line(error)}", file=sys.stderr)
         return USAGE_ERROR
     except ImportError as error:
-        print(f"dmic {command}: error: {_one_line(error)}; `dmic doctor` says more", file=sys.stderr)
+        print(f"dmic {command}: error: {_rank()}{_one_line(error)}; `dmic doctor` says more", file=sys.stderr)
         return NOT_HEALTHY
 
 
@@ -62,6 +63,11 @@ def _parser(asked_for: str | None) -> argparse.ArgumentParser:
             module.add_arguments(command)
             command.set_defaults(run=module.run)
     return parser
+
+
+def _rank() -> str:
+    """Which of several processes of a job writes; nothing for one that is alone."""
+    return f"rank {os.environ['RANK']}: " if os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ else ""
 
 
 def _one_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from .constants import NOISE
 from .data import LabeledGallery, Protocol
+from .process_group import Group, all_gather_rows, share
 from .ranking import Rerank, plain_distances, reranked_distances, unit_rows
 
 RANKS = (1, 5, 10, 20)
@@ -132,6 +133,7 @@ def retrieval_metrics(
     rerank: Rerank | None = None,
     ranks: tuple[int, ...] = RANKS,
     chunk_bytes: int = CHUNK_BYTES,
+    group: Group = None,
 ) -> RetrievalMetrics:
     """Rank the gallery for every query by cosine, ties to the lower gallery position, and score the rankings.
 
@@ -155,6 +157,7 @@ def retrieval_metrics(
         rerank: k-reciprocal re-ranking over queries and gallery together; memory grows with the pairs that overlap.
         ranks: positive.
         chunk_bytes: bounds the temporary memory, one query at a time at least.
+        group: processes that rank for some queries each; all pass the same arguments and get the same metrics.
 
     Raises:
         ValueError: shapes that do not fit, features that are not finite, camera ids that are missing, a rank below 1,
@@ -186,8 +189,9 @@ def retrieval_metrics(
     num_columns = len(gallery) + (len(query) if rerank else 0)
     chunk = max(1, chunk_bytes // (BYTES_PER_PAIR * max(1, num_columns)))
     scores = [torch.empty(0, 3, dtype=torch.float64, device=device)]
-    for start in range(0, len(query), chunk):
-        stop = min(start + chunk, len(query))
+    begin, end = share(len(query), group)
+    for start in range(begin, end, chunk):
+        stop = min(start + chunk, end)
         matches = query_person_ids[start:stop, None] == gallery_person_ids
         seen = torch.ones_like(matches)
         for query_camera, gallery_camera in ignored_cameras:
@@ -208,7 +212,7 @@ def retrieval_metrics(
         precision = torch.where(matches, found.double() / rank, 0).sum(1) / count
         scores.append(torch.stack([first_rank, precision, count / last_rank.double()], 1)[count > 0])
 
-    first_rank, precision, penalty = torch.cat(scores).unbind(1)
+    first_rank, precision, penalty = all_gather_rows(torch.cat(scores), group).unbind(1)
     return RetrievalMetrics(
         cmc={r: float((first_rank <= r).double().mean()) for r in ranks},
         mean_average_precision=float(precision.mean()),
@@ -225,6 +229,7 @@ def evaluate_protocol(
     *,
     rerank: Rerank | None = None,
     chunk_bytes: int = CHUNK_BYTES,
+    group: Group = None,
 ) -> ProtocolResult:
     """Score every trial of a protocol with `retrieval_metrics`.
 
@@ -233,7 +238,7 @@ def evaluate_protocol(
         labeled: who and which camera; N images.
         protocol: queries, galleries and rules.
         rerank: re-rank queries and gallery of each trial; the result's name then says so.
-        chunk_bytes: see `retrieval_metrics`.
+        chunk_bytes, group: see `retrieval_metrics`.
 
     Raises:
         ValueError: features not [N, d] or not finite in a row that is read, a protocol without trials or with positions
@@ -270,6 +275,7 @@ def evaluate_protocol(
                 unique_ids=protocol.unique_ids,
                 rerank=rerank,
                 chunk_bytes=chunk_bytes,
+                group=group,
             )
         )
     return ProtocolResult(f"{protocol.name}, {rerank}" if rerank else protocol.name, tuple(trials))

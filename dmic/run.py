@@ -25,6 +25,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from . import process_group
 from ._version import __version__
 from .checkpoint import atomic_write, load_checkpoint, remove_leftovers, save_checkpoint
 from .config import ClusterConfig, Config, StageConfig, differences, load_config, read_toml, to_toml
@@ -35,6 +36,7 @@ from .data.augment_rgb import exchanged_view, infrared_view, visible_view
 from .evaluate import ProtocolResult, evaluate_protocol, purity, splits, used_samples
 from .memory import ClusterMemory, InstanceMemory
 from .models import TwoStreamNetwork, embed, resnet_two_stream, small_two_stream
+from .process_group import Group
 from .pseudo_labels import OUT_OF_MEMORY
 from .ranking import Rerank
 from .schedules import neighborhood_size
@@ -147,7 +149,7 @@ def build_batches(config: Config, num_channels: int) -> Batches:
 
 
 class RunFolder:
-    """The folder of one run, held by one process at a time."""
+    """The folder of one run, held by one process at a time: rank 0, where there are several."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -176,17 +178,23 @@ class RunFolder:
             if not resume:
                 with atomic_write(self / CONFIG) as file:
                     file.write(to_toml(config).encode())
-            how = f"continue with: dmic train --resume --out {shlex.quote(str(self.path))}"
-            try:
+            with self.resumable():
                 yield
-            except KeyboardInterrupt:
-                raise Interrupted(how) from None
-            except OSError as error:
-                raise OSError(f"{error}; once that is mended, {how}") from error
-            except (MemoryError, RuntimeError) as error:
-                if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
-                    raise
-                raise MemoryError(f"{error or 'out of memory'}; with more memory, {how}") from error
+
+    @contextmanager
+    def resumable(self) -> Iterator[None]:
+        """Errors from the block say how to continue; all that ranks other than 0 do with the folder."""
+        how = f"continue with: dmic train --resume --out {shlex.quote(str(self.path))}"
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise Interrupted(how) from None
+        except OSError as error:
+            raise OSError(f"{error}; once that is mended, {how}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+                raise
+            raise MemoryError(f"{error or 'out of memory'}; with more memory, {how}") from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -250,14 +258,15 @@ class RunFolder:
             )
         save_checkpoint(self / CHECKPOINT, tensors, packed | {"gallery": _fingerprint(gallery)})
 
-    def restore(self, network: TwoStreamNetwork, gallery: Gallery) -> TrainingState:
-        """The state that was saved last, around `network`, whose weights are overwritten.
+    def restore(self, network: TwoStreamNetwork, gallery: Gallery, group: Group = None) -> TrainingState:
+        """The state that was saved last, around `network`, whose weights are overwritten; rank 0 reads it for all.
 
         Raises:
             ValueError: the checkpoint is damaged, or belongs to another network or gallery.
         """
         path = self / CHECKPOINT
-        tensors, packed = load_checkpoint(path)
+        saved = load_checkpoint(path) if process_group.rank(group) == 0 else None
+        tensors, packed = process_group.broadcast_state(saved, group)
         if packed.get("gallery") != _fingerprint(gallery):
             raise ValueError(f"{path}: was trained on other images than these ({len(gallery)}), see data.root")
         try:
@@ -268,9 +277,13 @@ class RunFolder:
 
 def _fingerprint(gallery: Gallery) -> str:
     """Which cameras and modalities a gallery has, image by image: labels and memories fit no other one."""
+    return _digest(gallery.camera_ids.contiguous().numpy(), gallery.modality_ids.contiguous().numpy())
+
+
+def _digest(*parts: Any) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for ids in (gallery.camera_ids, gallery.modality_ids):
-        digest.update(ids.contiguous().numpy())
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -381,6 +394,7 @@ def run_training(
     device: str | torch.device = "cpu",
     report: Callable[[Record], None] = lambda record: None,
     progress: Progress | None = None,
+    group: Group = None,
 ) -> tuple[TwoStreamNetwork, Dataset]:
     """Train as the configuration says, in its folder; what is interrupted or killed goes on with `resume`.
 
@@ -391,64 +405,81 @@ def run_training(
         device: where the network is.
         report: called with every record as it is logged.
         progress: called as progress(phase, done, total).
+        group: ranks that train together; rank 0 alone writes to the folder and reads from it. Any number of them can
+            continue a run.
 
     Returns:
         The trained network in evaluation mode, and the data set.
 
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved, except by a second one.
-        ValueError: the folder is not fit for this run, or see `dmic.train.train`.
+        ValueError: the folder is not fit for this run, the ranks differ, or see `dmic.train.train`.
         OSError: a file cannot be read or written.
         MemoryError: of the machine or the GPU.
         Whatever is raised, the last checkpoint is whole.
     """
+    is_main = process_group.rank(group) == 0
+    process_group.check_same("settings", _digest(to_toml(_fixed(config)).encode()), group)
     dataset = build_dataset(config)
+    process_group.check_same("images", _fingerprint(dataset.train), group)
     num_channels = dataset.train.images.shape[1]
-    saved = resume and (folder / CHECKPOINT).exists()
-    network = (build_blank if saved else build_network)(config, num_channels).to(device)
+    saved = process_group.any_rank(is_main and resume and (folder / CHECKPOINT).exists(), group)
+    with process_group.first_on_its_machine(group):
+        network = (build_blank if saved else build_network)(config, num_channels).to(device)
     stages = build_stages(config)
     stop = StopRequest()
-    with folder.held(config, resume=resume), stop.listening():
-        state = folder.restore(network, dataset.train) if saved else TrainingState(network)
-        folder.forget_after(sum(stage.num_epochs for stage in stages[: state.stage]) + state.epoch if saved else -1)
-        with atomic_write(folder / BUILD) as file:
-            file.write((json.dumps(describe_build(device), indent=1) + "\n").encode())
-        tensorboard = event_log(folder / TENSORBOARD)
+    with folder.held(config, resume=resume) if is_main else folder.resumable(), stop.listening():
+        state = folder.restore(network, dataset.train, group) if saved else TrainingState(network)
+        if is_main:
+            folder.forget_after(sum(stage.num_epochs for stage in stages[: state.stage]) + state.epoch if saved else -1)
+            with atomic_write(folder / BUILD) as file:
+                file.write((json.dumps(describe_build(device, group), indent=1) + "\n").encode())
+            tensorboard = event_log(folder / TENSORBOARD)
         last_saved = time.monotonic()
 
         def save(state: TrainingState) -> None:
             nonlocal last_saved
-            folder.save(state, dataset.train)
-            last_saved = time.monotonic()
+            if is_main:
+                folder.save(state, dataset.train)
+                last_saved = time.monotonic()
 
-        def stop_if_asked() -> None:
-            if stop.asked:
-                if not state.is_new:
-                    save(state)
-                raise Interrupted
+        def stop_now() -> None:
+            if not state.is_new:
+                save(state)
+            process_group.barrier(group)  # whoever leaves first ends the others, who might still be writing
+            raise Interrupted
 
         def after_iteration(state: TrainingState) -> None:
             if time.monotonic() - last_saved >= config.train.checkpoint_seconds:
                 save(state)
-            stop_if_asked()
+            if process_group.any_rank(stop.asked, group):
+                stop_now()
 
         def advance(phase: str, done: int, total: int) -> None:
-            stop_if_asked()
+            # Between iterations ranks stop together. In other phases rank 0 leaves, and the others find it gone.
+            if stop.asked and group is None:
+                stop_now()
+            if stop.asked and is_main and phase != "train":
+                if not state.is_new:
+                    save(state)
+                raise Interrupted
             if progress:
                 progress(phase, done, total)
 
         def log(record: Record) -> None:
-            folder.log(record)
-            tensorboard(record)
-            report(record)
+            if is_main:
+                folder.log(record)
+                tensorboard(record)
+                report(record)
 
         def evaluate(epoch: int) -> Record:
             moments = 0, config.num_epochs
             if dataset.test is None or (epoch not in moments and epoch % config.evaluate.every):
                 return {}
-            features = embed_test(network, dataset, advance)
+            features = embed_test(network, dataset, advance, group)
             rerank = config.evaluate.rerank and epoch == config.num_epochs
-            return {"retrieval": [result.as_record() for result in score(features, dataset, rerank=rerank)]}
+            results = score(features, dataset, rerank=rerank, group=group)
+            return {"retrieval": [result.as_record() for result in results]}
 
         hooks = Hooks(
             evaluate=evaluate,
@@ -467,10 +498,12 @@ def run_training(
             warmup=config.train.warmup,
             seed=config.train.seed,
             hooks=hooks,
+            ranks=group,
         )
-        weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
-        with atomic_write(folder / WEIGHTS) as file:
-            file.write(save_weights(weights))
+        if is_main:
+            weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+            with atomic_write(folder / WEIGHTS) as file:
+                file.write(save_weights(weights))
     return network, dataset
 
 
@@ -503,18 +536,22 @@ def load_weights(network: TwoStreamNetwork, path: Path) -> TwoStreamNetwork:
     return network
 
 
-def embed_test(network: TwoStreamNetwork, dataset: Dataset, progress: Progress | None = None) -> torch.Tensor:
+def embed_test(
+    network: TwoStreamNetwork, dataset: Dataset, progress: Progress | None = None, group: Group = None
+) -> torch.Tensor:
     """Features float32 [N, d] by position in the test gallery; zero where no trial of a protocol looks."""
     rows = used_samples(dataset.protocols)
-    found = embed(network, dataset.test.unlabeled, sample_idx=rows, progress=progress)
+    found = embed(network, dataset.test.unlabeled, sample_idx=rows, progress=progress, group=group)
     return found.new_zeros(len(dataset.test.unlabeled), found.shape[1]).index_copy_(0, rows.to(found.device), found)
 
 
-def score(features: torch.Tensor, dataset: Dataset, *, rerank: bool = False) -> list[ProtocolResult]:
+def score(
+    features: torch.Tensor, dataset: Dataset, *, rerank: bool = False, group: Group = None
+) -> list[ProtocolResult]:
     """The result of every protocol, and with `rerank` of every protocol once more, re-ranked."""
     ways = (None, Rerank()) if rerank else (None,)
     return [
-        evaluate_protocol(features, dataset.test, protocol, rerank=way)
+        evaluate_protocol(features, dataset.test, protocol, rerank=way, group=group)
         for way in ways
         for protocol in dataset.protocols
     ]
@@ -531,7 +568,7 @@ def known_quality(labels: EpochLabels, person_ids: torch.Tensor | None) -> Recor
     return {"known": known}
 
 
-def describe_build(device: str | torch.device) -> Record:
+def describe_build(device: str | torch.device, group: Group = None) -> Record:
     """What computes a run: versions, the compiled library, the machine's shape. Nothing that names a machine."""
     from . import build_info
 
@@ -542,6 +579,7 @@ def describe_build(device: str | torch.device) -> Record:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "ranks": process_group.size(group),
         "threads": torch.get_num_threads(),
         "processors": os.cpu_count(),
         "command": " ".join(["dmic", *sys.argv[1:]]) if sys.argv[0].endswith(("dmic", "__main__.py")) else "",

@@ -1,6 +1,9 @@
 """The training loop: embed, refresh the pseudo labels, train against their memories, evaluate, log.
 
 DMIC trains in two stages (dynamic neighbourhoods, hybrid memories); see docs/algorithm.md for the paper's symbols.
+
+Several ranks train as one process does: each takes its share of every batch, the batch norms see all of it, and every
+rank holds the same weights, labels and memories.
 """
 
 from __future__ import annotations
@@ -9,21 +12,24 @@ import math
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
+from . import process_group
 from .constants import INFRARED, NOISE, VISIBLE
 from .data import CameraCrossingSampler, Gallery
 from .data.prefetch import prefetch
 from .memory import ClusterMemory, InstanceMemory, Memory
-from .models import TwoStreamNetwork, embed
+from .models import TwoStreamNetwork, embed, share_statistics
+from .process_group import Group
 from .pseudo_labels import pseudo_labels
 from .seeds import derive_seed, generator
 
-View = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
+View = Callable[[torch.Tensor, torch.Generator, int, int], torch.Tensor]  # (pixels, generator, begin, total)
 Record = dict[str, Any]
 MODALITIES = {"visible": VISIBLE, "infrared": INFRARED}
 
@@ -123,11 +129,12 @@ def train(
     warmup: int = 0,
     seed: int = 0,
     hooks: Hooks | None = None,
+    ranks: Group = None,
 ) -> None:
     """Train the network of `state` in place on a gallery without identities, from where the state is.
 
-    On one machine and with one number of threads, equal arguments give equal bits, also if the state was saved and
-    restored on the way.
+    On one machine and with one number of threads and ranks, equal arguments give equal bits, also if the state was
+    saved and restored on the way. Another number of ranks changes nothing but the rounding of sums over a batch.
 
     Args:
         state: new, or restored from a checkpoint. Its network is left in evaluation mode.
@@ -138,6 +145,7 @@ def train(
         warmup: iterations at the start of the first stage in which the learning rate rises to its value.
         seed: of batches, views and memory updates.
         hooks: what looks on.
+        ranks: processes that train together; all pass equal states and arguments, but for hooks.
 
     Raises:
         ValueError: the gallery is empty, an epoch leaves nothing to train on, a loss is not finite, or an argument is
@@ -148,6 +156,8 @@ def train(
     stages, hooks = tuple(stages), hooks or Hooks()
     network = state.network
     network.eval()
+    if ranks is not None:
+        share_statistics(network, ranks)
     if state.is_new:
         hooks.log({"epoch": 0, **hooks.evaluate(0)})
     for stage in stages[state.stage :]:
@@ -157,12 +167,13 @@ def train(
                 state.record = {"epoch": 1 + sum(s.num_epochs for s in stages[: state.stage]) + epoch}
                 state.record |= {"stage": state.stage + 1, "seconds": {}, "loss": {}}
                 with _timed(state.record, "embed"):
-                    features = embed(network, gallery, progress=hooks.progress)
+                    features = embed(network, gallery, progress=hooks.progress, group=ranks)
                 with _timed(state.record, "cluster"):
                     state.labels = refresh_labels(features, gallery, stage, epoch, hooks.progress)
-                    refresh_memories(state, features, gallery, stage.objective)
+                    refresh_memories(state, features, gallery, stage.objective, ranks)
                 state.record |= describe_labels(state.labels, gallery) | hooks.inspect(state.labels)
-            _train_epoch(state, gallery, stage, batches, warmup if state.stage == 0 and epoch == 0 else 0, seed, hooks)
+            rising = warmup if state.stage == 0 and epoch == 0 else 0
+            _train_epoch(state, gallery, stage, batches, rising, seed, hooks, ranks)
             with _timed(state.record, "evaluate"):
                 state.record |= hooks.evaluate(state.record["epoch"])
             hooks.log(state.record | {"peak_bytes": _peak_bytes(network)})
@@ -208,7 +219,7 @@ def refresh_labels(
 def cluster(
     features: torch.Tensor, gallery: Gallery, sample_idx: torch.Tensor, *, expansion: str, k1: int, **settings: Any
 ) -> torch.Tensor:
-    """`pseudo_labels` of some samples, int64 [n].
+    """`pseudo_labels` of some samples, int64 [n]. Every rank has all features, and finds the labels by itself.
 
     Args:
         features: float32 [N, d] by global sample id.
@@ -227,19 +238,26 @@ def cluster(
     return pseudo_labels(features[sample_idx.to(features.device)], **settings).labels
 
 
-def refresh_memories(state: TrainingState, features: torch.Tensor, gallery: Gallery, objective: Objective) -> None:
-    """New cluster memories from the labels of the epoch; instance memories live as long as the stage, relabelled."""
+def refresh_memories(
+    state: TrainingState, features: torch.Tensor, gallery: Gallery, objective: Objective, ranks: Group = None
+) -> None:
+    """New cluster memories from the labels of the epoch; instance memories live as long as the stage, relabelled.
+
+    New rows come from rank 0: the sums of centroids on a GPU have no fixed order.
+    """
     labels, momentum = state.labels, objective.momentum
     kinds = {"visible": labels.visible, "infrared": labels.infrared}
     if objective.joint != "none":
         kinds["shared"] = labels.shared
     for name, found in kinds.items():
         state.memories[f"cluster_{name}"] = ClusterMemory.from_features(features, found, momentum=momentum)
+        process_group.broadcast(state.memories[f"cluster_{name}"].rows, ranks)
         if objective.instances:
             if f"instance_{name}" not in state.memories:
                 own = gallery.modality_ids == MODALITIES.get(name, gallery.modality_ids)
                 held = own.nonzero().flatten().to(features.device)
                 state.memories[f"instance_{name}"] = InstanceMemory.from_features(features, held, momentum=momentum)
+                process_group.broadcast(state.memories[f"instance_{name}"].rows, ranks)
             state.memories[f"instance_{name}"].refresh(found)
 
 
@@ -277,7 +295,25 @@ def _kinds_per_cluster(labels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 # ------------------------------------------------------------------------------------------------------- one epoch
 
-Batch = dict[int, tuple[torch.Tensor, torch.Tensor]]  # by modality: pixels of every view, and their sample ids
+
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """What a rank sees of the samples of one modality in a batch, one view after the other; alone it sees them all."""
+
+    pixels: torch.Tensor  # float32 [views * n, C, H, W]
+    own_idx: torch.Tensor  # int64 [views * n], their sample ids
+    sample_idx: torch.Tensor  # int64 [views * N], those of the whole batch
+    num_views: int
+
+    def gather(self, embeddings: torch.Tensor, ranks: Group) -> torch.Tensor:
+        """Embeddings [views * N, d] of the whole batch from those of this rank, without gradients."""
+        if ranks is None:
+            return embeddings.detach()
+        by_sample = embeddings.detach().view(self.num_views, len(self.own_idx) // self.num_views, -1).transpose(0, 1)
+        return process_group.all_gather_rows(by_sample, ranks).transpose(0, 1).flatten(0, 1)
+
+
+Batch = dict[int, _Share]  # by modality
 
 
 @dataclass(frozen=True, eq=False)
@@ -298,39 +334,50 @@ class _Group:
     terms: list[_Term]
     seed: int
 
-    def draw(self, number: int, gallery: Gallery, batches: Batches, device: torch.device) -> Batch:
-        """Batch `number` of the epoch; it depends on nothing else."""
+    def draw(self, number: int, gallery: Gallery, batches: Batches, device: torch.device, ranks: Group) -> Batch:
+        """This rank's share of batch `number` of the epoch; the batch depends on nothing else."""
         drawn = {}
         for modality, sampler in self.samplers.items():
             sample_idx = sampler.batch(number)
             views = batches.views[modality]
             draws = generator(self.seed, "views", number, modality)
-            pixels = gallery.images[sample_idx].to(device, non_blocking=True)
-            drawn[modality] = torch.cat([view(pixels, draws) for view in views]), sample_idx.repeat(len(views))
+            begin, end = process_group.share(len(sample_idx), ranks)
+            own_idx = sample_idx[begin:end]
+            pixels = gallery.images[own_idx].to(device, non_blocking=True)
+            drawn[modality] = _Share(
+                torch.cat([view(pixels, draws, begin, len(sample_idx)) for view in views]),
+                own_idx.repeat(len(views)),
+                sample_idx.repeat(len(views)),
+                len(views),
+            )
         return drawn
 
     def losses(
-        self, network: TwoStreamNetwork, batch: Batch, temperature: float
+        self, network: torch.nn.Module, batch: Batch, temperature: float
     ) -> tuple[dict[str, torch.Tensor], dict[int, torch.Tensor]]:
-        """Every loss by name, and the embeddings [n, d] of each modality."""
-        pixels = [batch[modality][0] if modality in batch else None for modality in (VISIBLE, INFRARED)]
+        """Every loss by name, as this rank's part of the sum over the ranks, and its embeddings of each modality."""
+        pixels = [batch[modality].pixels if modality in batch else None for modality in (VISIBLE, INFRARED)]
         device = next(network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             embeddings = network(*pixels)
-        split = embeddings.split([len(batch[modality][1]) for modality in sorted(batch)])
+        split = embeddings.split([len(batch[modality].own_idx) for modality in sorted(batch)])
         by_modality = dict(zip(sorted(batch), split, strict=True))
         losses = {}
         for term in self.terms:
-            sample_idx = batch[term.modality][1].to(embeddings.device)
-            losses[term.name] = term.memory.loss(by_modality[term.modality], sample_idx, temperature)
+            seen, own = batch[term.modality], by_modality[term.modality]
+            if len(own):
+                mean = term.memory.loss(own, seen.own_idx.to(own.device), temperature)
+                losses[term.name] = mean * (len(own) / len(seen.sample_idx))
+            else:
+                losses[term.name] = own.sum()  # 0, and backward meets the other ranks in the batch norms all the same
         return losses, by_modality
 
     def update(self, number: int, seen: list[tuple[Batch, dict[int, torch.Tensor]]]) -> None:
         """The random-sample update of every memory, which sees what all batches of the step held for it."""
         for position, memory in enumerate(dict.fromkeys(term.memory for term in self.terms)):
             modalities = [term.modality for term in self.terms if term.memory is memory]
-            pairs = [(embeddings[m], batch[m][1]) for batch, embeddings in seen for m in modalities]
-            joined = torch.cat([x.detach() for x, _ in pairs])
+            pairs = [(embeddings[m], batch[m].sample_idx) for batch, embeddings in seen for m in modalities]
+            joined = torch.cat([x for x, _ in pairs])
             sample_idx = torch.cat([ids for _, ids in pairs]).to(joined.device)
             memory.update(joined, sample_idx, generator(self.seed, "memory", number, position))
 
@@ -393,6 +440,7 @@ def _train_epoch(
     warmup: int,
     seed: int,
     hooks: Hooks,
+    ranks: Group,
 ) -> None:
     """Do what is left of the epoch's iterations; the record gets the mean of every loss."""
     network, record, objective = state.network, state.record, stage.objective
@@ -410,7 +458,7 @@ def _train_epoch(
     order = [group for step in steps for group in step]
     device = next(network.parameters()).device
     drawn = (
-        group.draw(number, gallery, batches, device)
+        group.draw(number, gallery, batches, device, ranks)
         for iteration in range(state.iteration, batches.num_iterations)
         for group in order
         for number in range(iteration * batches.accumulate, (iteration + 1) * batches.accumulate)
@@ -418,6 +466,7 @@ def _train_epoch(
     if device.type != "cpu" or not isinstance(gallery.images, torch.Tensor):
         drawn = prefetch(drawn, depth=2)
     network.train()
+    trained = network if ranks is None else _distributed(network, order, ranks)
     with closing(drawn):
         while state.iteration < batches.num_iterations:
             state.optimizer.param_groups[0]["lr"] = rate * min(1.0, (state.iteration + 1) / max(1, warmup))
@@ -425,7 +474,7 @@ def _train_epoch(
                 loaded = iter([next(drawn) for _ in order for _ in range(batches.accumulate)])
             with _timed(record, "train"):
                 for step in steps:
-                    _step(state, step, loaded, batches, objective)
+                    _step(state, trained, step, loaded, batches, objective, ranks)
             state.iteration += 1
             hooks.after_iteration(state)
             if hooks.progress:
@@ -433,20 +482,40 @@ def _train_epoch(
     network.eval()
 
 
+def _distributed(network: TwoStreamNetwork, groups: list[_Group], ranks: Group) -> DistributedDataParallel:
+    """The network with gradients that are means over ranks; weights are those of rank 0."""
+    one_stem = any(len(group.samplers) < len(MODALITIES) for group in groups)
+    return DistributedDataParallel(
+        network, process_group=ranks, broadcast_buffers=False, find_unused_parameters=one_stem
+    )
+
+
 def _step(
-    state: TrainingState, step: list[_Group], loaded: Iterator[Batch], batches: Batches, objective: Objective
+    state: TrainingState,
+    network: torch.nn.Module,
+    step: list[_Group],
+    loaded: Iterator[Batch],
+    batches: Batches,
+    objective: Objective,
+    ranks: Group,
 ) -> None:
     """One step of the optimiser, then one update of every memory that took part."""
     state.optimizer.zero_grad()
     seen: list[list[tuple[Batch, dict[int, torch.Tensor]]]] = []
     for group in step:
         seen.append([])
-        for _ in range(batches.accumulate):
+        for number in range(1, batches.accumulate + 1):
             batch = next(loaded)
-            losses, embeddings = group.losses(state.network, batch, objective.temperature)
-            (sum(losses[term.name] * term.weight for term in group.terms) / batches.accumulate).backward()
-            values = torch.stack(list(losses.values())).tolist()
-            for name, value in zip(losses, values, strict=True):
+            is_last = group is step[-1] and number == batches.accumulate
+            with nullcontext() if ranks is None or is_last else network.no_sync():
+                losses, own = group.losses(network, batch, objective.temperature)
+                # the gradients become means over ranks, and the losses are to be summed
+                total = sum(losses[term.name] * term.weight for term in group.terms) * process_group.size(ranks)
+                (total / batches.accumulate).backward()
+            values = torch.stack(list(losses.values())).detach()
+            process_group.all_reduce(values, ranks)
+            embeddings = {modality: batch[modality].gather(x, ranks) for modality, x in own.items()}
+            for name, value in zip(losses, values.tolist(), strict=True):
                 if not math.isfinite(value):
                     raise ValueError(
                         f"train: {name} is {value} in epoch {state.record['epoch']}, iteration {state.iteration + 1}; "

@@ -210,7 +210,7 @@ def test_a_single_cluster_teaches_nothing_and_is_named():
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_is_named(galleries):
     state = TrainingState(small_two_stream(width=4, embedding_dim=16))
 
-    def broken(images, generator):
+    def broken(images, generator, begin, total):
         return images.float() * float("nan")
 
     batches = Batches(3, 4, 3, {VISIBLE: (broken,), INFRARED: (plain_view,)})

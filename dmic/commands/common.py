@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from .. import process_group
+
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """`--set section.key=value`, as often as needed."""
@@ -26,9 +28,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def device(name: str) -> str:
-    """The device that `--device` means; ValueError if it is not there."""
+    """The device that `--device` means, for every rank of a machine another GPU; ValueError if it is not there."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not process_group.is_alone():
+        if name != "cuda":
+            raise ValueError(f"--device {name}: every rank takes the GPU of its own number, use --device cuda")
+        name = f"cuda:{process_group.local_rank()}"
     try:
         kind = torch.device(name)
     except RuntimeError:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from .. import process_group
 from ..checkpoint import atomic_write
 from ..report import protocol_table
 from ..report_page import SYNTHETIC, is_synthetic
@@ -37,10 +39,14 @@ def run(options: argparse.Namespace) -> int:
     dataset = build_dataset(config)
     if dataset.test is None:
         raise ValueError(f"{dataset.name} has no test images with identities, so nothing can be scored")
-    console = Console(highlight=False)
-    with common.phases(console) as progress:
-        features = embed_test(network.to(common.device(options.device)), dataset, progress)
-        results = score(features, dataset, rerank=options.rerank)
+    console, device = Console(highlight=False), common.device(options.device)
+    with process_group.started(device) as group:
+        is_main = process_group.rank(group) == 0
+        with common.phases(console) if is_main else nullcontext() as progress:
+            features = embed_test(network.to(device), dataset, progress, group)
+            results = score(features, dataset, rerank=options.rerank, group=group)
+    if not is_main:
+        return 0
     console.print(protocol_table({"": results}))
     if is_synthetic(config):
         console.print(f"\n{SYNTHETIC}")

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from .. import process_group
 from ..config import Config, load_config, read_toml, recipes
 from ..evaluate import ProtocolResult
+from ..process_group import Group
 from ..report import EpochLines, protocol_table
 from ..report_page import REPORT, SYNTHETIC, is_synthetic, write_report
 from ..run import CHECKPOINT, CONFIG, METRICS, WEIGHTS, RunFolder, run_training
@@ -32,8 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Train, and print every epoch; what it leaves behind is in the run's folder."""
     folder, config = resolve(options)
-    console = Console(highlight=False)
-    train_in(folder, config, console, resume=options.resume, device=common.device(options.device))
+    device = common.device(options.device)
+    with process_group.started(device) as group:
+        if process_group.rank(group) == 0:
+            console = Console(highlight=False)
+            train_in(folder, config, console, resume=options.resume, device=device, group=group)
+        else:
+            run_training(config, folder, resume=options.resume, device=device, group=group)
     return 0
 
 
@@ -56,7 +63,7 @@ def resolve(options: argparse.Namespace) -> tuple[RunFolder, Config]:
     return RunFolder(out), config
 
 
-def train_in(folder: RunFolder, config: Config, console: Console, *, resume: bool, device: str):
+def train_in(folder: RunFolder, config: Config, console: Console, *, resume: bool, device: str, group: Group = None):
     """`run_training` with a line for every epoch, tables of scores, a report, and the names of what was written.
 
     Returns:
@@ -65,7 +72,7 @@ def train_in(folder: RunFolder, config: Config, console: Console, *, resume: boo
     lines = EpochLines(console)
     with common.phases(console) as progress:
         network, dataset = run_training(
-            config, folder, resume=resume, device=device, report=lines.show, progress=progress
+            config, folder, resume=resume, device=device, report=lines.show, progress=progress, group=group
         )
     records = folder.records()
     scored = [record for record in records if record.get("retrieval")]

@@ -7,7 +7,9 @@ published code fills it with 0.49, 0.48, 0.45), and a channel copied to all thre
 normalised. In grey levels the copies differ by an offset and a gain, and leave 0..255 by up to 25. Copied grey levels
 would do nothing to an infrared image, whose three channels are equal.
 
-The generator is on the CPU and all draws come from it; images may be on any device and are not written to.
+The generator is on the CPU and all draws come from it; images may be on any device and are not written to. They may be
+rows `begin` on of a batch of `total`, whose other rows are made elsewhere: they become what they would become in the
+whole batch.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ ERASE_ATTEMPTS = 100  # rectangles drawn until one fits; an image that none fits
 GREY_SHARE = 0.5
 
 
-def visible_view(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def visible_view(
+    images: torch.Tensor, generator: torch.Generator, begin: int = 0, total: int | None = None
+) -> torch.Tensor:
     """Pad with black, crop back, mirror (one in two), erase a rectangle (one in two).
 
     The padding is round(10 * H / 288) pixels on each side. The rectangle is shorter and narrower than the image.
@@ -36,20 +40,25 @@ def visible_view(images: torch.Tensor, generator: torch.Generator) -> torch.Tens
     Raises:
         ValueError: `images` is not uint8 [n, 3, H, W].
     """
-    return _cropped_and_erased("visible_view", images, generator)
+    return _cropped_and_erased("visible_view", images, generator, begin, total)
 
 
-def exchanged_view(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def exchanged_view(
+    images: torch.Tensor, generator: torch.Generator, begin: int = 0, total: int | None = None
+) -> torch.Tensor:
     """A visible view with one of its channels, uniformly, copied to all three.
 
     Raises:
         ValueError: `images` is not uint8 [n, 3, H, W].
     """
-    view = _cropped_and_erased("exchanged_view", images, generator)
-    return _mix_channels(view, _copies()[torch.randint(3, (len(view),), generator=generator)])
+    view = _cropped_and_erased("exchanged_view", images, generator, begin, total)
+    count, own = _place(view, begin, total)
+    return _mix_channels(view, _copies()[torch.randint(3, (count,), generator=generator)[own]])
 
 
-def infrared_view(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def infrared_view(
+    images: torch.Tensor, generator: torch.Generator, begin: int = 0, total: int | None = None
+) -> torch.Tensor:
     """A visible view and then, with equal chance: channel 0, 1 or 2 copied to all three, or else grey, one in two.
 
     Grey is the luma of the normalised channels; the other half of that last quarter stays as it is.
@@ -57,9 +66,10 @@ def infrared_view(images: torch.Tensor, generator: torch.Generator) -> torch.Ten
     Raises:
         ValueError: `images` is not uint8 [n, 3, H, W].
     """
-    view = _cropped_and_erased("infrared_view", images, generator)
-    choice = torch.randint(4, (len(view),), generator=generator)
-    grey = torch.rand(len(view), generator=generator) < GREY_SHARE
+    view = _cropped_and_erased("infrared_view", images, generator, begin, total)
+    count, own = _place(view, begin, total)
+    choice = torch.randint(4, (count,), generator=generator)[own]
+    grey = torch.rand(count, generator=generator)[own] < GREY_SHARE
     choice[(choice == 3) & ~grey] = 4
     mixes = torch.cat([_copies(), torch.tensor(LUMA).expand(1, 3, 3), torch.eye(3)[None]])
     return _mix_channels(view, mixes[choice])
@@ -81,14 +91,21 @@ def _mix_channels(views: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
     return views
 
 
-def _cropped_and_erased(name: str, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _place(images: torch.Tensor, begin: int, total: int | None) -> tuple[int, slice]:
+    """How many images to draw for, and which of the draws are those of `images`."""
+    return len(images) if total is None else total, slice(begin, begin + len(images))
+
+
+def _cropped_and_erased(
+    name: str, images: torch.Tensor, generator: torch.Generator, begin: int, total: int | None
+) -> torch.Tensor:
     if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
         raise ValueError(f"{name}: images must be uint8 [n, 3, H, W], got {images.dtype} {tuple(images.shape)}")
-    n, _, height, width = images.shape
+    (_, _, height, width), (count, own) = images.shape, _place(images, begin, total)
     padding = round(PADDING * height / PADDING_HEIGHT)
-    shifts = torch.randint(-padding, padding + 1, (n, 2), generator=generator).tolist()
-    mirrored = (torch.rand(n, generator=generator) < FLIP_SHARE).tolist()
-    rectangles = _erased_rectangles(n, height, width, generator).tolist()
+    shifts = torch.randint(-padding, padding + 1, (count, 2), generator=generator)[own].tolist()
+    mirrored = (torch.rand(count, generator=generator) < FLIP_SHARE)[own].tolist()
+    rectangles = _erased_rectangles(count, height, width, generator)[own].tolist()
 
     views = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
     mean = torch.tensor(IMAGENET_MEAN, device=images.device)[:, None, None]

@@ -13,6 +13,7 @@ from torch import nn
 from ..constants import INFRARED, VISIBLE
 from ..data import Gallery
 from ..data.prefetch import prefetch
+from ..process_group import Group, all_gather_rows, share
 
 POOLED_STRIDE = 4  # of small stems: from here on edges are pooled
 EMBED_BATCH = 256  # images embedded at once; bounds memory, changes no result beyond rounding
@@ -96,6 +97,7 @@ def embed(
     batch_size: int = EMBED_BATCH,
     device: torch.device | str | None = None,
     progress: Progress | None = None,
+    group: Group = None,
 ) -> torch.Tensor:
     """Features float32 [n, d]: the mean of the L2-normalised embeddings of an image and of its mirror image.
 
@@ -109,6 +111,7 @@ def embed(
         batch_size: images at once, and as many mirror images; bounds memory, changes no result beyond rounding.
         device: of the features; where the parameters are if None.
         progress: called as progress("embed", done, total) after each batch, from the calling thread.
+        group: ranks that embed some batches each; the batches, and so the features, are those of one process.
 
     Raises:
         ValueError: `batch_size` is below 1, or `sample_idx` is not int64 [n] or goes beyond the gallery.
@@ -125,6 +128,10 @@ def embed(
         for batch in (modality_ids == modality).nonzero().flatten().split(batch_size)
         if len(batch)
     ]
+    begin, end = share(len(rows), group)
+    order = torch.cat([torch.empty(0, dtype=torch.int64), *(batch for _, batch in rows)])
+    rows = rows[begin:end]
+    total = sum(len(batch) for _, batch in rows)
 
     def load() -> Iterator[torch.Tensor]:
         for _, batch in rows:
@@ -133,6 +140,7 @@ def embed(
     where = next(network.parameters()).device
     device = where if device is None else device
     features = torch.empty(len(sample_idx), network.neck.num_features, device=device)
+    own = torch.cat([order[:0], *(batch for _, batch in rows)]).to(device)
     was_training = network.training
     network.eval()
     done = 0
@@ -148,9 +156,11 @@ def embed(
                 features[batch.to(device)] = embeddings.view(2, len(batch), -1).mean(0).to(device)
                 done += len(batch)
                 if progress is not None:
-                    progress("embed", done, len(sample_idx))
+                    progress("embed", done, total)
     finally:
         network.train(was_training)
+    if group is not None:
+        features[order.to(device)] = all_gather_rows(features[own], group)
     return features
 
 

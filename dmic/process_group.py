@@ -1,0 +1,188 @@
+"""The ranks of a job that torchrun started: who am I, which rows are mine, and what all of us hold.
+
+Everywhere below the command line `None` is a group of one: such a process asks nobody and sends nothing. All ranks must
+call what sends in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+Group = dist.ProcessGroup | None
+TIMEOUT = timedelta(hours=2)  # how long one rank may decode, cluster, score or write before the others give up on it
+LOST = re.compile(r"gloo/|NCCL|[Cc]onnection (reset|closed|refused|was)", re.ASCII)
+
+
+def start(device: str | torch.device) -> Group:
+    """Join the ranks that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; torchrun sets them).
+
+    Tensors on the CPU travel by gloo and those on a GPU by NCCL.
+
+    Args:
+        device: where this rank computes.
+
+    Returns:
+        The group of all ranks; None for a process that is alone.
+
+    Raises:
+        ValueError: the ranks cannot be reached.
+    """
+    if is_alone():
+        return None
+    device = torch.device(device)
+    backend = "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the other ranks cannot be reached ({error}); start the job with torchrun") from error
+    return dist.group.WORLD
+
+
+def stop(group: Group) -> None:
+    """Leave the group; it can be used no more."""
+    if group is not None:
+        dist.destroy_process_group(group)
+
+
+@contextmanager
+def started(device: str | torch.device) -> Iterator[Group]:
+    """The group of `start` for as long as the block lasts.
+
+    Raises:
+        ValueError: see `start`.
+        ConnectionError: another rank is gone.
+    """
+    group = start(device)
+    try:
+        yield group
+    except RuntimeError as error:
+        if group is None or not is_lost(error):
+            raise
+        raise ConnectionError("another rank has ended or cannot be reached; what it wrote says why") from error
+    finally:
+        stop(group)
+
+
+def is_alone() -> bool:
+    """Whether this process has no other ranks beside it (WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
+def local_rank() -> int:
+    """Number of this process among those of its machine, from 0 (LOCAL_RANK)."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def rank(group: Group) -> int:
+    """Number of this process, from 0."""
+    return 0 if group is None else group.rank()
+
+
+def size(group: Group) -> int:
+    """Number of processes."""
+    return 1 if group is None else group.size()
+
+
+def share(n: int, group: Group) -> tuple[int, int]:
+    """The rows [begin, end) of n that are this rank's: contiguous, in the order of ranks, and as even as can be."""
+    own, ranks = rank(group), size(group)
+    return n * own // ranks, n * (own + 1) // ranks
+
+
+def all_gather_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
+    """The rows of all ranks in the order of ranks, [sum of n, ...], on every rank; no gradient flows.
+
+    Args:
+        rows: [n, ...]; n may differ between ranks and may be 0, the rest of the shape and the dtype may not.
+        group: the ranks.
+    """
+    if group is None:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(size(group))]
+    dist.all_gather(counts, torch.tensor([len(rows)]), group=group)
+    whole = torch.empty((int(sum(counts)), *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
+    for source, part in enumerate(whole.split([int(n) for n in counts])):
+        if source == rank(group):
+            part.copy_(rows.detach())
+        if part.numel():
+            dist.broadcast(part, group_src=source, group=group)
+    return whole
+
+
+def all_reduce(tensor: torch.Tensor, group: Group) -> None:
+    """Overwrite a contiguous tensor by the sum of those of all ranks, which has the same bits on every rank."""
+    if group is not None:
+        dist.all_reduce(tensor, group=group)
+
+
+def broadcast(tensor: torch.Tensor, group: Group) -> None:
+    """Overwrite a contiguous tensor by that of rank 0."""
+    if group is not None and tensor.numel():
+        dist.broadcast(tensor, group_src=0, group=group)
+
+
+def broadcast_state(
+    state: tuple[dict[str, torch.Tensor], dict[str, Any]] | None, group: Group
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Tensors on the CPU by name and a JSON value, or None, from rank 0 to all; what others pass is not read."""
+    if group is None:
+        return state
+    header = b""
+    if rank(group) == 0:
+        tensors, packed = state or ({}, {})
+        shapes = {name: (str(tensor.dtype).removeprefix("torch."), tensor.shape) for name, tensor in tensors.items()}
+        header = json.dumps([state is not None, shapes, packed]).encode()
+    found, shapes, packed = json.loads(bytes(all_gather_rows(torch.tensor(list(header), dtype=torch.uint8), group)))
+    if not found:
+        return None
+    if rank(group) != 0:
+        tensors = {name: torch.empty(shape, dtype=getattr(torch, dtype)) for name, (dtype, shape) in shapes.items()}
+    for tensor in tensors.values():
+        broadcast(tensor, group)
+    return tensors, packed
+
+
+def any_rank(flag: bool, group: Group) -> bool:
+    """Whether the flag of any rank is set."""
+    return bool(all_gather_rows(torch.tensor([flag]), group).any())
+
+
+def barrier(group: Group) -> None:
+    """Wait for all ranks."""
+    if group is not None:
+        dist.barrier(group)
+
+
+@contextmanager
+def first_on_its_machine(group: Group) -> Iterator[None]:
+    """The block runs on one rank of every machine, then on the others: what the first downloads, the others find."""
+    if local_rank() != 0:
+        barrier(group)
+    yield
+    if local_rank() == 0:
+        barrier(group)
+
+
+def check_same(what: str, digest: str, group: Group) -> None:
+    """Raise ValueError on every rank unless all have the same text, of the same length everywhere."""
+    digests = all_gather_rows(torch.tensor([list(digest.encode())], dtype=torch.uint8), group)
+    others = (digests != digests[0]).any(1).nonzero().flatten().tolist()
+    if others:
+        raise ValueError(f"all ranks must have the same {what}, but rank {others[0]} has others than rank 0")
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether an error says that another rank cannot be reached any more."""
+    return isinstance(error, dist.DistError) or LOST.search(str(error)) is not None
