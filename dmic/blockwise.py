@@ -1,0 +1,463 @@
+"""The clustering block by block: galleries larger than memory, and the ranks of a job with a part of the rows each.
+
+A rank owns contiguous rows and sees those of the others a block at a time. Two blocks are compared once, for both: each
+rank meets half of the other ranks, at a distance of 1 to R / 2 around the ring, and sends back what the others need of
+it. One process is a ring of one, whose blocks come from memory or from a file. The stages are the ops of `dmic.ops`, and
+the labels are those of `pseudo_labels` on the whole, bit for bit.
+
+Every rank holds the neighbour lists of all samples; nothing else grows with N alone but a few bytes a sample
+(`docs/scale.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from . import ops, process_group
+from .constants import NOISE
+from .csr import Csr
+from .directions import leading_directions
+from .process_group import Group
+
+Read = Callable[[int, int], torch.Tensor]  # float32 [end - begin, d], of the rows [begin, end) that this rank owns
+Report = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+class Rows(NamedTuple):
+    """Consecutive rows, by their numbers in the whole gallery."""
+
+    begin: int
+    end: int
+
+    def __len__(self) -> int:  # not the length of the tuple
+        return self.end - self.begin
+
+
+class Turn(NamedTuple):
+    """One step around the ring: which of the own rows go where, which come from where and meet which of the own."""
+
+    to: int
+    sent: Rows
+    source: int
+    received: Rows
+    met_by: Rows
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Who owns what, and how rows are cut: rank r owns the rows [offsets[r], offsets[r + 1])."""
+
+    group: Group
+    offsets: tuple[int, ...]
+    block_rows: int
+    device: torch.device
+
+    @classmethod
+    def join(cls, num_rows: int, block_rows: int, device: torch.device, group: Group) -> Ring:
+        """With num_rows rows of this rank; all ranks must call it."""
+        counts = process_group.all_gather_rows(torch.tensor([num_rows]), group).tolist()
+        return cls(group, tuple(np.cumsum([0, *counts]).tolist()), block_rows, device)
+
+    @property
+    def rank(self) -> int:
+        return process_group.rank(self.group)
+
+    @property
+    def size(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_samples(self) -> int:
+        return self.offsets[-1]
+
+    @property
+    def own(self) -> Rows:
+        return self.owned_by(self.rank)
+
+    def owned_by(self, rank: int) -> Rows:
+        return Rows(self.offsets[rank], self.offsets[rank + 1])
+
+    def blocks(self, rows: Rows) -> list[Rows]:
+        """Rows in as few blocks of at most block_rows as can be, all of nearly the same size."""
+        count = -(-len(rows) // self.block_rows)
+        cuts = [rows.begin + len(rows) * b // count for b in range(count)] + [rows.end] if count else []
+        return [Rows(*cut) for cut in zip(cuts, cuts[1:], strict=False)]
+
+    @property
+    def most_blocks(self) -> int:
+        """Of any rank."""
+        return max(len(self.blocks(self.owned_by(rank))) for rank in range(self.size))
+
+    def half_turns(self) -> Iterator[Turn]:
+        """Every two ranks once. In the last step of an even ring both have each other: the lower rank takes the first
+        half of its rows with all of the other, which takes all of its own with the second half."""
+        for shift in range(1, self.size // 2 + 1):
+            to, source = (self.rank + shift) % self.size, (self.rank - shift) % self.size
+            if 2 * shift < self.size:
+                yield Turn(to, self.own, source, self.owned_by(source), self.own)
+                continue
+            other, low = self.owned_by(source), self.owned_by(min(self.rank, source))
+            first, second = Rows(low.begin, low.begin + len(low) // 2), Rows(low.begin + len(low) // 2, low.end)
+            lower = self.rank < source
+            yield Turn(to, second if lower else self.own, source, other if lower else second, first if lower else self.own)
+
+    def full_turns(self) -> Iterator[Turn]:
+        """The rows of every other rank come by."""
+        for shift in range(1, self.size):
+            to, source = (self.rank + shift) % self.size, (self.rank - shift) % self.size
+            yield Turn(to, self.own, source, self.owned_by(source), self.own)
+
+    def pass_blocks(self, turn: Turn, load: Callable[[Rows], torch.Tensor], columns: int) -> Iterator[Received]:
+        """Send the blocks of `turn.sent`, float32 [rows, columns], and yield those received, one ahead of their use."""
+        sent, received = self.blocks(turn.sent), self.blocks(turn.received)
+
+        def begin(index: int) -> tuple[list[dist.Work], list[torch.Tensor]]:
+            operations, held = [], []
+            if index < len(sent):
+                held.append(load(sent[index]).contiguous())
+                operations.append(dist.P2POp(dist.isend, held[-1], group=self.group, group_peer=turn.to))
+            if index < len(received):
+                held.append(torch.empty(len(received[index]), columns, device=self.device))
+                operations.append(dist.P2POp(dist.irecv, held[-1], group=self.group, group_peer=turn.source))
+            return dist.batch_isend_irecv(operations) if operations else [], held
+
+        started = begin(0)
+        for index in range(max(len(sent), len(received))):
+            works, held = started
+            for work in works:
+                work.wait()
+            started = begin(index + 1)
+            if index < len(received):
+                yield Received(received[index], held[-1])
+
+    def swap(self, tensors: list[torch.Tensor], to: int, source: int) -> list[torch.Tensor]:
+        """Send tensors of any length to one rank and receive as many, of the same dtypes and columns, from another."""
+        sizes = torch.tensor([len(tensor) for tensor in tensors], device=self.device)
+        (counts,) = self._swap([sizes], [torch.empty_like(sizes)], to, source)
+        empty = [t.new_empty(n, *t.shape[1:]) for t, n in zip(tensors, counts.tolist(), strict=True)]
+        return self._swap([tensor.contiguous() for tensor in tensors], empty, to, source)
+
+    def _swap(
+        self, sent: list[torch.Tensor], received: list[torch.Tensor], to: int, source: int
+    ) -> list[torch.Tensor]:
+        group = self.group
+        operations = [dist.P2POp(dist.isend, t, group=group, group_peer=to) for t in sent if t.numel()]
+        operations += [dist.P2POp(dist.irecv, t, group=group, group_peer=source) for t in received if t.numel()]
+        for work in dist.batch_isend_irecv(operations) if operations else []:
+            work.wait()
+        return received
+
+    def all_to_all(self, tensor: torch.Tensor, counts: list[int]) -> tuple[torch.Tensor, list[int]]:
+        """Send the first counts[0] rows to rank 0, the next to rank 1, ...; what was received, and how many of each."""
+        if self.group is None:
+            return tensor, counts
+        sizes = torch.tensor(counts, device=self.device)
+        incoming = torch.empty_like(sizes)
+        dist.all_to_all_single(incoming, sizes, group=self.group)
+        incoming = incoming.tolist()
+        out = tensor.new_empty(sum(incoming), *tensor.shape[1:])
+        dist.all_to_all_single(out, tensor.contiguous(), incoming, counts, group=self.group)
+        return out, incoming
+
+    def reduce(self, tensor: torch.Tensor, operation: dist.ReduceOp.RedOpType) -> torch.Tensor:
+        """In place."""
+        if self.group is not None:
+            dist.all_reduce(tensor, operation, group=self.group)
+        return tensor
+
+
+class Received(NamedTuple):
+    rows: Rows
+    block: torch.Tensor
+
+
+@dataclass
+class Lists:
+    """The nearest so far of some rows: by (distance, index), -1 and infinity where there are not k1 yet."""
+
+    idx: torch.Tensor  # int32 [n, k1], in the whole gallery
+    dist: torch.Tensor  # float32 [n, k1]
+
+    @classmethod
+    def empty(cls, num_rows: int, k1: int, device: torch.device) -> Lists:
+        idx = torch.full((num_rows, k1), -1, dtype=torch.int32, device=device)
+        return cls(idx, torch.full((num_rows, k1), torch.inf, device=device))
+
+    def farthest(self) -> torch.Tensor:
+        return self.dist[:, -1]
+
+    def part(self, begin: int, end: int) -> Lists:
+        return Lists(self.idx[begin:end], self.dist[begin:end])
+
+    def merge(self, idx: torch.Tensor, dist: torch.Tensor, first: int = 0) -> None:
+        """Take in other lists [n, any number] of samples that are not there yet, numbered from `first`."""
+        idx = torch.where(idx < 0, idx, idx + first)
+        keys = [d.view(torch.int32).long() << 32 | (i.long() & 0xFFFFFFFF) for i, d in ((self.idx, self.dist), (idx, dist))]
+        nearest = torch.cat(keys, 1).sort(1).values[:, : self.idx.shape[1]]
+        self.idx.copy_(nearest.int())  # the low half; 0xFFFFFFFF is -1
+        self.dist.copy_((nearest >> 32).int().view(torch.float32))
+
+
+class Progress:
+    """Adds up the parts of a stage for whoever watches it."""
+
+    def __init__(self, stage: str, total: int, report: Report | None):
+        self.stage, self.total, self.report, self.done = stage, max(1, total), report, 0
+
+    def part(self, work: int) -> Report | None:
+        """The callback of an op that does `work` of the stage; of the last one before the next call."""
+        begin, self.done = self.done, self.done + work
+        if self.report is None:
+            return None
+        return lambda _, done, total: self.report(self.stage, begin + work * done // max(1, total), self.total)
+
+
+def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report | None = None) -> Lists:
+    """The nearest k1 of all samples for each of the own rows."""
+    own, blocks, turns = ring.own, ring.blocks(ring.own), list(ring.half_turns())
+    lists = Lists.empty(len(own), k1, ring.device)
+    pairs = len(own) ** 2 // 2 + sum(len(turn.received) * len(turn.met_by) for turn in turns)
+    progress = Progress("knn_graph", pairs, report)
+
+    def load(rows: Rows) -> torch.Tensor:
+        return read(rows.begin - own.begin, rows.end - own.begin)
+
+    def mine(rows: Rows) -> Lists:
+        return lists.part(rows.begin - own.begin, rows.end - own.begin)
+
+    def compare(x: Rows, of_x: torch.Tensor, y: Rows, of_y: torch.Tensor, lists_y: Lists, farthest_y: torch.Tensor):
+        both, farthest = torch.cat([of_x, of_y]), torch.cat([mine(x).farthest(), farthest_y])
+        idx, dist = ops.knn_between(
+            both, len(x), min(k1, len(both)), farthest, directions=directions, progress=progress.part(len(x) * len(y))
+        )
+        mine(x).merge(idx[: len(x)], dist[: len(x)], y.begin - len(x))
+        lists_y.merge(idx[len(x) :], dist[len(x) :], x.begin)
+
+    directions = None
+    for t, x in enumerate(blocks):
+        of_x = load(x)
+        if t == 0 and ring.device.type == "cpu":
+            directions = leading_directions(of_x, k1)
+        idx, dist = ops.knn_graph(of_x, min(k1, len(x)), progress=progress.part(len(x) ** 2 // 2))
+        mine(x).merge(idx, dist, x.begin)
+        for y in blocks[:t]:
+            compare(x, of_x, y, load(y), mine(y), mine(y).farthest())
+    for turn in turns:
+        found = Lists.empty(len(turn.received), k1, ring.device)
+
+        def with_limit(rows: Rows) -> torch.Tensor:
+            return torch.cat([load(rows), mine(rows).farthest()[:, None]], 1)
+
+        for y, block in ring.pass_blocks(turn, with_limit, num_features + 1):
+            of_y, limit = block[:, :-1].contiguous(), block[:, -1]
+            found_y = found.part(y.begin - turn.received.begin, y.end - turn.received.begin)
+            for x in ring.blocks(turn.met_by):
+                compare(x, load(x), y, of_y, found_y, torch.minimum(limit, found_y.farthest()))
+        mine(turn.sent).merge(*ring.swap([found.idx, found.dist], turn.source, turn.to))
+    return lists
+
+
+def k_reciprocal_encoding(
+    read: Read, num_features: int, neighbor_idx: torch.Tensor, k1_half: int, ring: Ring, report: Report | None = None
+) -> Csr:
+    """The own rows of the encoding, Csr [n, N]; neighbor_idx are the lists of all samples, int32 [N, k1]."""
+    own, n = ring.own, ring.num_samples
+    progress = Progress("k_reciprocal_encoding", 2 * n, report)
+    row_ptr, col_idx = ops.k_reciprocal_sets(neighbor_idx, k1_half, *own, progress=progress.part(n))
+    dots = torch.empty(len(col_idx), dtype=torch.float64, device=ring.device)
+
+    def load(rows: Rows) -> torch.Tensor:
+        return read(rows.begin - own.begin, rows.end - own.begin)
+
+    def multiply(y: Rows, of_y: torch.Tensor) -> None:
+        inside = (col_idx >= y.begin) & (col_idx < y.end)
+        before = torch.cat([inside.new_zeros(1, dtype=torch.int64), inside.cumsum(0)])
+        ptr, position = before[row_ptr], inside.nonzero().flatten()
+        watch = progress.part(len(y))
+        for x in ring.blocks(own):
+            part = ptr[x.begin - own.begin : x.end - own.begin + 1]
+            chosen = position[part[0] : part[-1]]
+            if len(chosen):
+                dots[chosen] = ops.sampled_dots(load(x), of_y, part - part[0], col_idx[chosen] - y.begin, progress=watch)
+
+    for y in ring.blocks(own):
+        multiply(y, load(y))
+    for turn in ring.full_turns():
+        for y, of_y in ring.pass_blocks(turn, load, num_features):
+            multiply(y, of_y)
+    return ops.k_reciprocal_weights(row_ptr, col_idx, dots, n)
+
+
+def invariant_expansion(
+    encoding: Csr,
+    neighbor_idx: torch.Tensor,
+    k2: int,
+    camera_ids: torch.Tensor | None,
+    modality_ids: torch.Tensor | None,
+    ring: Ring,
+    report: Report | None = None,
+) -> Csr:
+    """The own rows of the expansion. Lists and ids are those of all samples; rows of other ranks are fetched as needed."""
+    if k2 == 1:
+        return encoding
+    own, blocks, parts = ring.own, ring.blocks(ring.own), []
+    progress = Progress("invariant_expansion", len(own), report)
+    for t in range(ring.most_blocks):  # ranks with fewer blocks still answer the others
+        rows = blocks[t] if t < len(blocks) else Rows(own.end, own.end)
+        lists = neighbor_idx[rows.begin : rows.end, :k2]
+        needed = lists.unique()
+        fetched = _fetch(encoding, needed.long(), ring)
+        ids = [None if given is None else given[needed.long()] for given in (camera_ids, modality_ids)]
+        places = torch.searchsorted(needed, lists.contiguous()).int()
+        parts.append(ops.invariant_expansion(fetched, places, k2, *ids, progress=progress.part(len(rows))))
+    return _concatenate(parts)
+
+
+def jaccard_distance(
+    encoding: Csr, max_distance: float, ring: Ring, max_pairs: int | None = None, report: Report | None = None
+) -> Csr:
+    """The own rows of the distances, Csr [n, N], both directions of every pair."""
+    own, n, turns = ring.own, ring.num_samples, list(ring.half_turns())
+    pairs = len(own) ** 2 // 2 + sum(len(turn.received) * len(turn.met_by) for turn in turns)
+    progress = Progress("jaccard_distance", pairs, report)
+    edges = _Edges(ring, max_pairs)
+
+    def load(rows: Rows) -> Csr:
+        return _slice(encoding, rows.begin - own.begin, rows.end - own.begin)
+
+    def join(x: Rows, y: Rows, of_y: Csr) -> None:
+        both, watch = _concatenate([load(x), of_y]), progress.part(len(x) * len(y))
+        found = ops.jaccard_distance(both, max_distance, split=len(x), max_pairs=edges.room(), progress=watch)
+        edges.add(_slice(found, 0, len(x)), x.begin, y.begin - len(x))
+        edges.add(_slice(found, len(x), len(x) + len(y)), y.begin, x.begin)
+
+    for t, x in enumerate(ring.blocks(own)):
+        watch = progress.part(len(x) ** 2 // 2)
+        found = ops.jaccard_distance(load(x), max_distance, max_pairs=edges.room(), progress=watch)
+        edges.add(found, x.begin, x.begin)
+        for y in ring.blocks(own)[:t]:
+            join(x, y, load(y))
+    for turn in turns:
+        sent, received = ring.blocks(turn.sent), ring.blocks(turn.received)
+        for index in range(ring.most_blocks):  # the same number everywhere, so that nobody waits for who is done
+            given = load(sent[index]) if index < len(sent) else _slice(encoding, 0, 0)
+            parts = [given.row_ptr.diff().int(), given.col_idx, given.values]
+            lengths, col_idx, values = ring.swap(parts, turn.to, turn.source)
+            if index >= len(received):
+                continue
+            of_y = Csr(_row_ptr(lengths), col_idx, values, n)
+            for x in ring.blocks(turn.met_by):
+                join(x, received[index], of_y)
+    return edges.of_own_rows()
+
+
+def dbscan(
+    distance: Csr, eps: float, min_samples: int, ring: Ring, report: Report | None = None
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Labels int64 [n] and core mask [n] of the own rows, and the number of clusters.
+
+    A cluster is a tree whose root is its smallest core sample: all edges of the graph hook larger roots below smaller
+    ones, ranks agree by the minimum, paths are halved, until nothing moves.
+    """
+    own, n, device = ring.own, ring.num_samples, ring.device
+    within = distance.values <= torch.tensor(eps, dtype=torch.float32)
+    row = torch.repeat_interleave(torch.arange(len(own), device=device), distance.row_ptr.diff())[within]
+    col = distance.col_idx[within].long()
+    core_mask = torch.bincount(row, minlength=len(own)) >= min_samples
+    core = process_group.all_gather_rows(core_mask, ring.group)
+    joined = core_mask[row] & core[col]
+    a, b = row[joined] + own.begin, col[joined]
+    parent = torch.arange(n, device=device)
+    while True:
+        before = parent
+        lower, upper = torch.minimum(parent[a], parent[b]), torch.maximum(parent[a], parent[b])
+        hooked = parent.scatter_reduce(0, upper, lower, "amin")
+        ring.reduce(hooked, dist.ReduceOp.MIN)
+        parent = hooked[hooked]
+        parent = parent[parent]
+        if torch.equal(parent, before):
+            break
+    number = torch.where(core & (parent == torch.arange(n, device=device)), 1, 0).cumsum(0) - 1
+    cluster = torch.where(core, number[parent], n)  # of every core sample
+    labels = torch.full((len(own),), n, device=device)
+    labels.scatter_reduce_(0, row, cluster[col], "amin")
+    labels[core_mask] = cluster[own.begin : own.end][core_mask]
+    labels[labels == n] = NOISE
+    return labels, core_mask, int(number[-1]) + 1 if n else 0
+
+
+class _Edges:
+    """Pairs that were found, by the rank that owns their row, until all are there."""
+
+    def __init__(self, ring: Ring, max_pairs: int | None):
+        self.ring, self.max_pairs, self.count = ring, max_pairs, 0
+        self.found: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(ring.size)]
+
+    def room(self) -> int | None:
+        return None if self.max_pairs is None else max(0, self.max_pairs - self.count // 2)
+
+    def add(self, rows: Csr, first_row: int, first_col: int) -> None:
+        """Rows from first_row on, all of one rank; column 0 of theirs is sample first_col."""
+        self.count += rows.nnz
+        if not rows.nnz:
+            return
+        owner = int(np.searchsorted(self.ring.offsets, first_row, side="right")) - 1
+        index = torch.arange(first_row, first_row + rows.num_rows, dtype=torch.int32, device=self.ring.device)
+        row = torch.repeat_interleave(index, rows.row_ptr.diff())
+        self.found[owner].append((row, rows.col_idx + first_col, rows.values))
+
+    def of_own_rows(self) -> Csr:
+        ring, own = self.ring, self.ring.own
+        parts = []
+        for kind, dtype in enumerate((torch.int32, torch.int32, torch.float32)):
+            empty = torch.empty(0, dtype=dtype, device=ring.device)
+            sent = [torch.cat([empty, *(edge[kind] for edge in edges)]) for edges in self.found]
+            parts.append(ring.all_to_all(torch.cat(sent), [len(part) for part in sent])[0])
+        self.found.clear()
+        row, col, values = parts
+        order = (row.long() * ring.num_samples + col).argsort()
+        lengths = torch.bincount(row.long() - own.begin, minlength=len(own))
+        return Csr(_row_ptr(lengths), col[order], values[order], ring.num_samples)
+
+
+def _fetch(encoding: Csr, needed: torch.Tensor, ring: Ring) -> Csr:
+    """Rows of the encoding of all ranks, in the order of their ascending numbers `needed`."""
+    cuts = torch.searchsorted(needed, torch.tensor(ring.offsets, device=ring.device))
+    wanted, asked = ring.all_to_all(needed, cuts.diff().tolist())
+    rows = _choose(encoding, wanted - ring.own.begin)
+    ends = rows.row_ptr[torch.tensor([0, *asked], device=ring.device).cumsum(0)]
+    lengths, _ = ring.all_to_all(rows.row_ptr.diff(), asked)
+    col_idx, _ = ring.all_to_all(rows.col_idx, ends.diff().tolist())
+    values, _ = ring.all_to_all(rows.values, ends.diff().tolist())
+    return Csr(_row_ptr(lengths), col_idx, values, encoding.num_cols)
+
+
+def _row_ptr(lengths: torch.Tensor) -> torch.Tensor:
+    return torch.cat([lengths.new_zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+
+
+def _slice(rows: Csr, begin: int, end: int) -> Csr:
+    ptr = rows.row_ptr[begin : end + 1]
+    part = slice(int(ptr[0]), int(ptr[-1]))
+    return Csr(ptr - ptr[0], rows.col_idx[part], rows.values[part], rows.num_cols)
+
+
+def _choose(rows: Csr, idx: torch.Tensor) -> Csr:
+    lengths = rows.row_ptr.diff()[idx]
+    row_ptr = _row_ptr(lengths)
+    start = torch.repeat_interleave(rows.row_ptr[idx] - row_ptr[:-1], lengths)
+    position = start + torch.arange(len(start), device=start.device)
+    return Csr(row_ptr, rows.col_idx[position], rows.values[position], rows.num_cols)
+
+
+def _concatenate(parts: Iterable[Csr]) -> Csr:
+    parts = list(parts)
+    lengths = torch.cat([part.row_ptr.diff() for part in parts])
+    col_idx, values = torch.cat([part.col_idx for part in parts]), torch.cat([part.values for part in parts])
+    return Csr(_row_ptr(lengths), col_idx, values, parts[0].num_cols)
