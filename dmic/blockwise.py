@@ -2,8 +2,8 @@
 
 A rank owns contiguous rows and sees those of the others a block at a time. Two blocks are compared once, for both: each
 rank meets half of the other ranks, at a distance of 1 to R / 2 around the ring, and sends back what the others need of
-it. One process is a ring of one, whose blocks come from memory or from a file. The stages are the ops of `dmic.ops`, and
-the labels are those of `pseudo_labels` on the whole, bit for bit.
+it. One process is a ring of one, whose blocks come from memory or from a file. The stages are the ops of `dmic.ops`,
+and the labels are those of `pseudo_labels` on the whole, bit for bit.
 
 Every rank holds the neighbour lists of all samples; nothing else grows with N alone but a few bytes a sample
 (`docs/scale.md`).
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +88,7 @@ class Ring:
         """Rows in as few blocks of at most block_rows as can be, all of nearly the same size."""
         count = -(-len(rows) // self.block_rows)
         cuts = [rows.begin + len(rows) * b // count for b in range(count)] + [rows.end] if count else []
-        return [Rows(*cut) for cut in zip(cuts, cuts[1:], strict=False)]
+        return [Rows(*cut) for cut in pairwise(cuts)]
 
     @property
     def most_blocks(self) -> int:
@@ -105,7 +106,9 @@ class Ring:
             other, low = self.owned_by(source), self.owned_by(min(self.rank, source))
             first, second = Rows(low.begin, low.begin + len(low) // 2), Rows(low.begin + len(low) // 2, low.end)
             lower = self.rank < source
-            yield Turn(to, second if lower else self.own, source, other if lower else second, first if lower else self.own)
+            yield Turn(
+                to, second if lower else self.own, source, other if lower else second, first if lower else self.own
+            )
 
     def full_turns(self) -> Iterator[Turn]:
         """The rows of every other rank come by."""
@@ -143,9 +146,7 @@ class Ring:
         empty = [t.new_empty(n, *t.shape[1:]) for t, n in zip(tensors, counts.tolist(), strict=True)]
         return self._swap([tensor.contiguous() for tensor in tensors], empty, to, source)
 
-    def _swap(
-        self, sent: list[torch.Tensor], received: list[torch.Tensor], to: int, source: int
-    ) -> list[torch.Tensor]:
+    def _swap(self, sent: list[torch.Tensor], received: list[torch.Tensor], to: int, source: int) -> list[torch.Tensor]:
         group = self.group
         operations = [dist.P2POp(dist.isend, t, group=group, group_peer=to) for t in sent if t.numel()]
         operations += [dist.P2POp(dist.irecv, t, group=group, group_peer=source) for t in received if t.numel()]
@@ -198,7 +199,9 @@ class Lists:
     def merge(self, idx: torch.Tensor, dist: torch.Tensor, first: int = 0) -> None:
         """Take in other lists [n, any number] of samples that are not there yet, numbered from `first`."""
         idx = torch.where(idx < 0, idx, idx + first)
-        keys = [d.view(torch.int32).long() << 32 | (i.long() & 0xFFFFFFFF) for i, d in ((self.idx, self.dist), (idx, dist))]
+        keys = [
+            d.view(torch.int32).long() << 32 | (i.long() & 0xFFFFFFFF) for i, d in ((self.idx, self.dist), (idx, dist))
+        ]
         nearest = torch.cat(keys, 1).sort(1).values[:, : self.idx.shape[1]]
         self.idx.copy_(nearest.int())  # the low half; 0xFFFFFFFF is -1
         self.dist.copy_((nearest >> 32).int().view(torch.float32))
@@ -284,7 +287,9 @@ def k_reciprocal_encoding(
             part = ptr[x.begin - own.begin : x.end - own.begin + 1]
             chosen = position[part[0] : part[-1]]
             if len(chosen):
-                dots[chosen] = ops.sampled_dots(load(x), of_y, part - part[0], col_idx[chosen] - y.begin, progress=watch)
+                dots[chosen] = ops.sampled_dots(
+                    load(x), of_y, part - part[0], col_idx[chosen] - y.begin, progress=watch
+                )
 
     for y in ring.blocks(own):
         multiply(y, load(y))
@@ -303,7 +308,7 @@ def invariant_expansion(
     ring: Ring,
     report: Report | None = None,
 ) -> Csr:
-    """The own rows of the expansion. Lists and ids are those of all samples; rows of other ranks are fetched as needed."""
+    """The own rows of the expansion. Lists and ids are those of all samples; rows of other ranks are fetched."""
     if k2 == 1:
         return encoding
     own, blocks, parts = ring.own, ring.blocks(ring.own), []

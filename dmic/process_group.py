@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -22,13 +25,14 @@ TIMEOUT = timedelta(hours=2)  # how long one rank may decode, cluster, score or 
 LOST = re.compile(r"gloo/|NCCL|[Cc]onnection (reset|closed|refused|was)", re.ASCII)
 
 
-def start(device: str | torch.device) -> Group:
+def start(device: str | torch.device, timeout: timedelta = TIMEOUT) -> Group:
     """Join the ranks that the environment names (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT; torchrun sets them).
 
     Tensors on the CPU travel by gloo and those on a GPU by NCCL.
 
     Args:
         device: where this rank computes.
+        timeout: how long the others wait for a rank that does not answer.
 
     Returns:
         The group of all ranks; None for a process that is alone.
@@ -44,7 +48,7 @@ def start(device: str | torch.device) -> Group:
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the other ranks cannot be reached ({error}); start the job with torchrun") from error
     return dist.group.WORLD
@@ -57,14 +61,14 @@ def stop(group: Group) -> None:
 
 
 @contextmanager
-def started(device: str | torch.device) -> Iterator[Group]:
+def started(device: str | torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Group]:
     """The group of `start` for as long as the block lasts.
 
     Raises:
         ValueError: see `start`.
         ConnectionError: another rank is gone.
     """
-    group = start(device)
+    group = start(device, timeout)
     try:
         yield group
     except RuntimeError as error:
@@ -186,3 +190,97 @@ def check_same(what: str, digest: str, group: Group) -> None:
 def is_lost(error: RuntimeError) -> bool:
     """Whether an error says that another rank cannot be reached any more."""
     return isinstance(error, dist.DistError) or LOST.search(str(error)) is not None
+
+
+class Watch:
+    """What every rank is doing, noted in the store of the job, so that those who outlive another can say what it was.
+
+    A group that has lost a rank is of no use any more: the job ends on every rank, within GRACE of noticing, which is
+    at once where a process has died and after the timeout of the group where it hangs.
+    """
+
+    GRACE = 3.0  # seconds in which the others may say what went wrong
+    calls = 0
+
+    def __init__(self, group: Group):
+        self.group = group
+        self.store = None if group is None else dist.distributed_c10d._get_default_store()
+        Watch.calls += 1
+        self.prefix, self.phase = f"dmic/{Watch.calls}", "the start"
+
+    def enter(self, phase: str) -> None:
+        """The next phase begins here."""
+        self.phase = phase
+        self._note("phase", phase)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Errors inside are told to the other ranks; an error that is a lost rank becomes one that names it.
+
+        Raises:
+            ConnectionError: which rank, in which phase, and why.
+        """
+        if self.group is None:
+            yield
+            return
+        before = signal.getsignal(signal.SIGTERM)
+        catches = threading.current_thread() is threading.main_thread() and before in (signal.SIG_DFL, None)
+        if catches:  # torchrun ends the others as soon as one rank has ended
+            signal.signal(signal.SIGTERM, _raise_stopped)
+        try:
+            yield
+        except (RuntimeError, _Stopped) as error:
+            if catches:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if isinstance(error, _Stopped) or is_lost(error):
+                raise ConnectionError(self._who_was_lost()) from error
+            self._note("failed", f"{type(error).__name__}: {error}")
+            raise
+        except BaseException as error:
+            self._note("failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            if catches:
+                signal.signal(signal.SIGTERM, before)
+
+    def _note(self, key: str, text: str) -> None:
+        if self.store is None:
+            return
+        try:
+            self.store.set(f"{self.prefix}/{key}/{rank(self.group)}", text)
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"the store of the job is gone, and with it the process that kept it ({error})"
+            ) from error
+
+    def _read(self, key: str, other: int) -> str | None:
+        name = f"{self.prefix}/{key}/{other}"
+        return self.store.get(name).decode() if self.store.check([name]) else None
+
+    def _who_was_lost(self) -> str:
+        others = [other for other in range(size(self.group)) if other != rank(self.group)]
+        try:
+            self.store.set(f"{self.prefix}/survived/{rank(self.group)}", self.phase)
+            deadline = time.monotonic() + self.GRACE
+            while True:
+                for other in others:
+                    if (cause := self._read("failed", other)) is not None:
+                        return f"rank {other} failed in {self._read('phase', other) or 'the start'}: {cause}"
+                silent = [other for other in others if self._read("survived", other) is None]
+                if not silent or time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
+            if not silent:
+                return f"the ranks lost each other in {self.phase}; is the network there, and the timeout long enough?"
+            was = ", ".join(f"rank {other} in {self._read('phase', other) or 'the start'}" for other in silent)
+            return f"{was}: killed, or no answer within the timeout"
+        except RuntimeError as error:
+            return f"the process that keeps the store of the job is gone; this rank was in {self.phase} ({error})"
+
+
+class _Stopped(BaseException):
+    """SIGTERM while a watch was on."""
+
+
+def _raise_stopped(*_: object) -> None:
+    raise _Stopped

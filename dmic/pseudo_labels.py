@@ -10,15 +10,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from . import directions
+from . import directions, distributed
+from . import process_group as ranks
 from ._arrays import dtype_name, like, to_integer, to_tensor
 from .constants import NOISE
 from .csr import Csr
+from .distributed import Search
+from .feature_rows import FeatureRows
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
@@ -148,6 +152,8 @@ def pseudo_labels(
     neighbor_idx: Any = None,
     encoding: Csr | None = None,
     distance: Csr | None = None,
+    process_group: Any = None,
+    folder: str | Path | None = None,
 ) -> PseudoLabels:
     """Cluster a gallery: exact neighbours, k-reciprocal encoding, invariant expansion, Jaccard distance, DBSCAN.
 
@@ -158,20 +164,28 @@ def pseudo_labels(
     need not be given, so that `features` can be None once the neighbours and the encoding are known.
 
     Args:
-        features: [N, d] float32, float16, bfloat16 or float64, on the CPU or a GPU; norms are arbitrary.
+        features: [N, d] float32, float16, bfloat16 or float64, on the CPU or a GPU; norms are arbitrary. Or the path of
+            a `.npy` or `.safetensors` file (key `features`), which is read block by block and need not fit in memory.
         camera_ids: [N] integers >= 0, or None for one camera.
         modality_ids: [N] integers >= 0 (`VISIBLE`, `INFRARED`), or None for one modality.
         k1: size of the neighbour lists, the sample itself included; in [1, N].
         k2: how many of them the expansion averages; in [1, k1]; 1 leaves it out, and the ids without effect.
         eps: DBSCAN radius, a Jaccard distance in [0, 1].
         min_samples: neighbours within eps, the sample itself included, that make a core sample.
-        max_memory: bytes; if `estimate_memory` says more, nothing is computed and ValueError is raised. If there are
-            more pairs within eps than it allows, ValueError is raised while they are counted.
+        max_memory: bytes beyond the features. If `estimate_memory` says more, the gallery is searched and joined in
+            blocks, as large as fit; if not even small ones do, nothing is computed and ValueError is raised. If there
+            are more pairs within eps than it allows, ValueError is raised while they are counted.
         progress: called as progress(stage, done, total), a few times a second, from the calling thread.
         neighbor_idx: [N, >= k1] integers in [0, N), nearest first, distinct in a row: the result of `knn_graph`, or a
             search of your own. Only the first k1 columns count.
         encoding: the result of `k_reciprocal_encoding`, not expanded yet. Neighbours are still needed unless k2 is 1.
         distance: the result of `jaccard_distance` with a max_distance of at least eps. Nothing else is needed.
+        process_group: of torch.distributed, whose ranks all call this. Each gives its own rows of the gallery, features
+            and ids, in the order of ranks, and gets the labels of these rows; numbers of clusters and outliers are of
+            the whole. From a path each takes its share, and ids are then those of all rows. The labels are those of one
+            process.
+        folder: where neighbours, encoding and distances are kept as they are finished, and taken from if they are
+            there, also by another number of ranks.
 
     Returns:
         PseudoLabels with arrays of the kind of `features`, on its device (else of what is given in its place).
@@ -181,15 +195,23 @@ def pseudo_labels(
             or infinity, or would be without effect, or the memory estimate exceeds `max_memory`.
         TypeError: an argument is not an array.
         MemoryError, torch.OutOfMemoryError: the memory of the machine or the GPU ran out; says how much is needed.
+        ConnectionError: another rank was lost; says which, and in which stage.
     """
     name = "pseudo_labels"
     k1, k2, eps = check_search(name, k1, k2, eps)
     min_samples = to_integer(min_samples, f"{name}: min_samples")
     if min_samples < 1:
         raise ValueError(f"{name}: min_samples must be at least 1, got {min_samples}")
+    search = Search(k1, k2, eps, min_samples)
+    if process_group is not None or folder is not None or isinstance(features, str | Path):
+        for argument, given in {"neighbor_idx": neighbor_idx, "encoding": encoding, "distance": distance}.items():
+            if given is not None:
+                raise ValueError(f"{name}: {argument} cannot be given with a process_group, a folder or a path")
+        return _by_blocks(name, features, camera_ids, modality_ids, search, process_group, folder, max_memory, progress)
     with _explained_out_of_memory(name, None, k1, k2, eps):
         inputs = check_inputs(name, features, camera_ids, modality_ids, neighbor_idx, encoding, distance, k1, k2)
-    _check_memory(name, inputs, k1, k2, eps, max_memory)
+    if _needs_blocks(name, inputs, search, max_memory):
+        return _by_blocks(name, features, camera_ids, modality_ids, search, None, None, max_memory, progress)
     back = like(next(given for given in (features, _values(distance), _values(encoding)) if given is not None))
     del features, neighbor_idx, encoding, distance
 
@@ -438,18 +460,52 @@ def _estimate(inputs: Inputs, k1: int, k2: int, eps: float) -> MemoryEstimate:
     )
 
 
-def _check_memory(name: str, inputs: Inputs, k1: int, k2: int, eps: float, max_memory: int | None) -> None:
+def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | None) -> bool:
+    """Whether the whole at once needs more than max_memory, and blocks do not; ValueError if they do too."""
     if max_memory is None:
-        return
+        return False
     max_memory = to_integer(max_memory, f"{name}: max_memory")
     if inputs.distance is not None:
-        return
+        return False
+    k1, k2, eps = search.k1, search.k2, search.eps
     estimate = _estimate(inputs, k1, k2, eps)
-    if estimate.peak_bytes > max_memory:
-        raise ValueError(
-            f"{name}: about {estimate} is needed beyond the features, max_memory allows {format_bytes(max_memory)}; "
-            f"raise it or lower k1={k1}, k2={k2} or eps={eps}"
-        )
+    if estimate.peak_bytes <= max_memory:
+        return False
+    n, d = inputs.num_samples, 0 if inputs.features is None else inputs.features.shape[1]
+    alone = inputs.features is not None and inputs.neighbor_idx is None and inputs.encoding is None
+    smallest = distributed.block_memory(n, n, d, search, distributed.MIN_BLOCK_ROWS)
+    if alone and inputs.device.type == "cpu" and max(smallest.values()) <= max_memory:
+        return True
+    raise ValueError(
+        f"{name}: about {estimate} is needed beyond the features, max_memory allows {format_bytes(max_memory)}; "
+        f"raise it or lower k1={k1}, k2={k2} or eps={eps}"
+    )
+
+
+def _by_blocks(name, features, camera_ids, modality_ids, search, group, folder, max_memory, progress) -> PseudoLabels:
+    """The same of a gallery in a file, or of the rows of this rank; what is wrong on one rank is an error on all."""
+    from .stage_files import StageFiles
+
+    problem, camera, modality = None, None, None
+    try:
+        if features is None:
+            raise ValueError(f"{name}: features are needed, got None")
+        rows = FeatureRows.of(name, features)
+        n = rows.shape[0]
+        camera = _check_ids(name, "camera_ids", camera_ids, n, rows.device)
+        modality = _check_ids(name, "modality_ids", modality_ids, n, rows.device)
+        if not rows.in_memory:
+            begin, end = ranks.share(n, group)
+            rows = rows.part(begin, end)
+            camera, modality = (ids if ids is None else ids[begin:end] for ids in (camera, modality))
+        max_memory = None if max_memory is None else to_integer(max_memory, f"{name}: max_memory")
+    except (ValueError, TypeError) as error:
+        problem = str(error)
+    distributed.agree(name, {}, group, problem)
+    back = like(torch.empty(0)) if isinstance(features, str | Path) else like(features)
+    files = None if folder is None else StageFiles(Path(folder))
+    part = distributed.cluster(name, rows, camera, modality, search, group, max_memory, progress, files)
+    return PseudoLabels(back(part.labels), back(part.core_mask), part.num_clusters, part.num_outliers, part.seconds)
 
 
 @contextmanager

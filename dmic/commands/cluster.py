@@ -6,15 +6,20 @@ import argparse
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from .. import process_group
 from .._arrays import dtype_name, to_tensor
 from .._version import __version__
 from ..constants import NOISE
+from ..feature_rows import OPENERS
 from ..npz import check_npz_output, write_npz
 from ..progress import show_progress
 from ..pseudo_labels import PseudoLabels, check_search, estimate_memory, needs_copy, pseudo_labels
@@ -37,11 +42,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k2", type=int, default=6, help="neighbours that the expansion averages (default: 6)")
     parser.add_argument("--eps", type=float, default=0.6, help="DBSCAN radius in [0, 1] (default: 0.6)")
     parser.add_argument("--min-samples", type=int, default=4, help="neighbours of a core sample (default: 4)")
-    parser.add_argument("--max-memory", type=parse_bytes, metavar="SIZE", help="such as 4GB: refuse to start above it")
+    parser.add_argument(
+        "--max-memory", type=parse_bytes, metavar="SIZE", help="such as 4GB: work in blocks that fit it"
+    )
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="keep finished stages there, and go on from them")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=30,
+        metavar="MINUTES",
+        help="under torchrun: give a silent rank up (default: 30)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Cluster, write, and print what was found."""
+    """Cluster, write, and print what was found; under torchrun rank 0 does the latter two."""
+    with process_group.started("cpu", timedelta(minutes=options.timeout)) as group:
+        return _run(options, group)
+
+
+def _run(options: argparse.Namespace, group: process_group.Group) -> int:
+    first = process_group.rank(group) == 0
     check_npz_output(options.out, options.file)
     gallery = load_gallery(options.file, options.camera_ids, options.modality_ids)
     search = {"k1": options.k1, "k2": options.k2, "eps": options.eps}
@@ -49,15 +70,32 @@ def run(options: argparse.Namespace) -> int:
     ids = {"camera_ids": gallery.camera_ids, "modality_ids": gallery.modality_ids}
     check_search("pseudo_labels", **search)
 
-    if gallery.unused_keys:
+    if gallery.unused_keys and first:
         print(f"not used: {', '.join(gallery.unused_keys)} (known keys are {', '.join(KEYS)})")
     num_samples, num_features = gallery.features.shape
-    print(f"{num_samples} samples x {num_features} features ({dtype_name(gallery.features.dtype)})")
     copied = needs_copy(gallery.features)
     estimate = estimate_memory(num_samples, num_features, **search, copy_features=copied)
-    print(f"memory beyond the features: about {estimate}")
-    with show_progress() as progress:
-        result = pseudo_labels(gallery.features, **ids, **settings, max_memory=options.max_memory, progress=progress)
+    limit = options.max_memory
+    in_blocks = group is not None or options.resume is not None or (limit is not None and estimate.peak_bytes > limit)
+    if first:
+        print(f"{num_samples} samples x {num_features} features ({dtype_name(gallery.features.dtype)})")
+        what = "of one process that takes the whole at once" if in_blocks else "beyond the features"
+        print(f"memory {what}: about {estimate}")
+    features, own = gallery.features, slice(*process_group.share(num_samples, group))
+    shared = {name: None if given is None else given[own] for name, given in ids.items()}
+    if in_blocks and options.file.suffix in OPENERS:
+        features, shared = options.file, ids  # every rank reads its own share
+    elif group is not None:
+        features = features[own]
+    rows = {"process_group": group, "folder": options.resume} if in_blocks else {}
+    with show_progress() if first else nullcontext() as progress:
+        result = pseudo_labels(features, **shared, **settings, **rows, max_memory=limit, progress=progress)
+    if group is not None:
+        parts = (torch.as_tensor(part) for part in (result.labels, result.core_mask))
+        labels, core_mask = (process_group.all_gather_rows(part, group) for part in parts)
+        result = replace(result, labels=labels, core_mask=core_mask)
+    if not first:
+        return 0
     arrays = {"labels": np.asarray(result.labels), "core_mask": np.asarray(result.core_mask)}
     write_npz(options.out, **arrays, **settings, dmic_version=__version__)
     _print_result(result, ids)

@@ -1,0 +1,248 @@
+"""Pseudo labels of galleries larger than memory, and of ranks that hold a part each: around the stages of `blockwise`.
+
+What is checked before the work, how large blocks may be, what is kept of finished stages, and who is named when a rank
+is lost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import blockwise, directions, process_group
+from ._version import __version__
+from .blockwise import Ring
+from .feature_rows import FeatureRows
+from .process_group import Group, Watch
+from .stage_files import StageFiles
+
+Progress = Callable[[str, int, int], None]
+MAX_BLOCK_ROWS = 1 << 16  # larger blocks gain nothing
+MIN_BLOCK_ROWS = 1 << 10
+ENTRY_BYTES = 8  # of a stored value of a Csr
+EDGE_BYTES = 12  # of a pair in one direction while pairs are collected
+
+
+@dataclass(frozen=True)
+class Search:
+    """The parameters of a clustering, checked."""
+
+    k1: int
+    k2: int
+    eps: float
+    min_samples: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a clustering found for the rows of this rank; see `PseudoLabels`."""
+
+    labels: torch.Tensor
+    core_mask: torch.Tensor
+    num_clusters: int
+    num_outliers: int
+    seconds: dict[str, float]
+
+
+def block_memory(num_samples: int, num_own: int, num_features: int, search: Search, block_rows: int) -> dict[str, int]:
+    """Bytes beyond the features that a rank needs in each stage, on a CPU; assumptions as in `estimate_memory`."""
+    k1, k2, eps = search.k1, search.k2, search.eps
+    n, own, block = num_samples, num_own, min(block_rows, num_own)
+    alone = num_own == num_samples
+    lists, copies = 4 * n * k1, 3 if alone else 7  # blocks of features: two and both in one; with those under way
+    with_directions = 2 * block >= directions.MIN_SAMPLES and num_features >= directions.MIN_COLUMNS
+    candidates = 2 * block * (ENTRY_BYTES * (3 * k1 + 64) + 48)
+    if with_directions:
+        candidates += 8 * block * (directions.WIDTHS[-1] + 1 + k1)
+    workers = torch.get_num_threads() * (5_000_000 + 2_000 * num_features)
+    encoding = ENTRY_BYTES * own * min(n, 2 * k1)
+    expanded = encoding if k2 == 1 else ENTRY_BYTES * own * min(n, max(2 * k1, k1 * k2))
+    overlap = 2 * (1 - eps) / (2 - eps)
+    pairs = own * min(n, math.ceil(k1 / max(overlap, 1 / 3)))
+    share = min(1.0, block / max(1, own))
+    return {
+        "knn_graph": (8 if alone else 16) * own * k1
+        + 4 * copies * block * num_features
+        + candidates
+        + 64 * block * k1
+        + workers,
+        "k_reciprocal_encoding": lists + 4 * copies * block * num_features + 3 * encoding + 16 * n + workers,
+        "invariant_expansion": lists
+        + encoding
+        + int((1 + share) * expanded)
+        + int(share * encoding)
+        + 12 * n
+        + workers,
+        "jaccard_distance": expanded + int(6 * share * expanded) + (EDGE_BYTES + 24) * pairs + workers,
+        "dbscan": 40 * pairs + 48 * n,
+    }
+
+
+def choose_block_rows(
+    name: str, num_samples: int, num_own: int, num_features: int, search: Search, max_memory: int | None
+) -> int:
+    """The most rows of a block with which `max_memory` is enough; ValueError if there are none."""
+    block_rows = max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, num_own))
+    while max_memory is not None:
+        stages = block_memory(num_samples, num_own, num_features, search, block_rows)
+        if max(stages.values()) <= max_memory:
+            break
+        if block_rows == MIN_BLOCK_ROWS:
+            stage = max(stages, key=stages.__getitem__)
+            raise ValueError(
+                f"{name}: about {stages[stage]} bytes are needed in {stage}, even in blocks of {block_rows} rows, "
+                f"max_memory allows {max_memory}; raise it, lower k1={search.k1}, k2={search.k2} or eps={search.eps}, "
+                "or use more ranks"
+            )
+        block_rows = max(MIN_BLOCK_ROWS, block_rows // 2)
+    return block_rows
+
+
+def cluster(
+    name: str,
+    features: FeatureRows,
+    camera_ids: torch.Tensor | None,
+    modality_ids: torch.Tensor | None,
+    search: Search,
+    group: Group = None,
+    max_memory: int | None = None,
+    progress: Progress | None = None,
+    files: StageFiles | None = None,
+) -> Part:
+    """Labels of the rows of this rank.
+
+    Args:
+        name: of the caller, for errors.
+        features: the rows of this rank [n, d]; the gallery is that of all ranks in their order.
+        camera_ids, modality_ids: int64 [n] of the same rows, or None on every rank.
+        search: the parameters, the same on every rank.
+        group: the ranks.
+        max_memory: bytes that this rank may use beyond the features.
+        progress: called as in `pseudo_labels`.
+        files: where finished stages are kept, or None.
+
+    Raises:
+        ValueError: on every rank, before any work, if one of them has bad input or another has other settings.
+        ConnectionError: another rank was lost; says which, and what it was doing.
+    """
+    watch = Watch(group)
+    with watch.guard():
+        return _cluster(watch, name, features, camera_ids, modality_ids, search, group, max_memory, progress, files)
+
+
+def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max_memory, progress, files) -> Part:
+    num_own, num_features = features.shape
+    agree(name, {
+        "version of dmic": __version__, "features": num_features, "device": features.device.type,
+        "camera_ids": camera_ids is not None, "modality_ids": modality_ids is not None, **vars(search),
+    }, group)  # fmt: skip
+    counts = process_group.all_gather_rows(torch.tensor([num_own]), group)
+    n = int(counts.sum())
+    problem = None
+    try:
+        if n and search.k1 > n:
+            raise ValueError(f"{name}: k1 must be in [1, N], got k1={search.k1} with N={n}")
+        block_rows = choose_block_rows(name, n, int(counts.max()), num_features, search, max_memory)
+    except ValueError as error:
+        problem, block_rows = str(error), MIN_BLOCK_ROWS
+    agree(name, {}, group, problem)
+    smallest = process_group.all_gather_rows(torch.tensor([block_rows]), group).min()  # the same cuts everywhere
+    ring = Ring.join(num_own, int(smallest), features.device, group)
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(title: str) -> Iterator[None]:
+        watch.enter(title)
+        start = time.perf_counter()
+        yield
+        if features.device.type == "cuda":
+            torch.cuda.synchronize(features.device)
+        seconds[title] = time.perf_counter() - start
+
+    if files is not None:
+        with stage("the checksum of the features"):
+            files.open(_fingerprint(features, camera_ids, modality_ids, search, ring), ring)
+    distance = files.load_csr("jaccard_distance") if files else None
+    if distance is None:
+        encoding = files.load_csr("invariant_expansion") if files else None
+        if encoding is None:
+            lists = files.load("knn_graph") if files else None
+            if lists is None:
+                with stage("knn_graph"):
+                    lists = blockwise.knn_graph(features.read, num_features, search.k1, ring, progress).idx
+                if files:
+                    files.save("knn_graph", lists)
+            lists = process_group.all_gather_rows(lists, group)
+            with stage("k_reciprocal_encoding"):
+                k1_half = int(np.around(search.k1 / 2))  # half to even, as published
+                encoding = blockwise.k_reciprocal_encoding(features.read, num_features, lists, k1_half, ring, progress)
+            if search.k2 > 1:
+                with stage("invariant_expansion"):
+                    ids = [
+                        None if given is None else process_group.all_gather_rows(given, group)
+                        for given in (camera_ids, modality_ids)
+                    ]
+                    encoding = blockwise.invariant_expansion(encoding, lists, search.k2, *ids, ring, progress)
+            del lists
+            if files:
+                files.save_csr("invariant_expansion", encoding)
+        max_pairs = None
+        if max_memory is not None:
+            max_pairs = max(0, max_memory - 2 * encoding.nbytes) // (2 * (EDGE_BYTES + 24))
+        with stage("jaccard_distance"):
+            distance = blockwise.jaccard_distance(encoding, search.eps, ring, max_pairs, progress)
+        del encoding
+        if files:
+            files.save_csr("jaccard_distance", distance)
+    with stage("dbscan"):
+        labels, core_mask, num_clusters = blockwise.dbscan(distance, search.eps, search.min_samples, ring)
+        outliers = process_group.all_gather_rows((labels < 0).sum()[None], group)
+    watch.enter("the end")
+    return Part(labels, core_mask, num_clusters, int(outliers.sum()), seconds)
+
+
+def agree(name: str, settings: dict[str, Any], group: Group, problem: str | None = None) -> None:
+    """Raise ValueError on every rank if one has a problem, or other settings than rank 0."""
+    if group is None:
+        if problem is not None:
+            raise ValueError(problem)
+        return
+    text = json.dumps([problem, settings]).encode()
+    lengths = process_group.all_gather_rows(torch.tensor([len(text)]), group).tolist()
+    texts = process_group.all_gather_rows(torch.tensor(list(text), dtype=torch.uint8), group).split(lengths)
+    told = [json.loads(bytes(part)) for part in texts]
+    for rank, (theirs, _) in enumerate(told):
+        if theirs is not None:
+            raise ValueError(theirs if rank == process_group.rank(group) else f"{name}: rank {rank}: {theirs}")
+    first = told[0][1]
+    for rank, (_, theirs) in enumerate(told):
+        different = [
+            f"{key} is {theirs[key]!r} there and {first[key]!r} on rank 0" for key in first if theirs[key] != first[key]
+        ]
+        if different:
+            raise ValueError(f"{name}: rank {rank} disagrees with rank 0: {', '.join(different)}")
+
+
+def _fingerprint(features: FeatureRows, camera_ids, modality_ids, search: Search, ring: Ring) -> str:
+    """Of everything that a finished stage depends on: the same for any number of ranks."""
+    total = torch.zeros(1, dtype=torch.int64)
+    factors = torch.arange(1, features.shape[1] + 1) * 0x5851F42D4C957F2D | 1
+    for rows in ring.blocks(ring.own):
+        begin, end = rows.begin - ring.own.begin, rows.end - ring.own.begin
+        place = (torch.arange(rows.begin, rows.end) + 1) * 0x14057B7EF767814F | 1
+        bits = features.read(begin, end).cpu().view(torch.int32)
+        sums = torch.cat([(part * factors).sum(1) for part in bits.split(1024)])
+        for ids in (camera_ids, modality_ids):
+            sums = sums * 31 + (0 if ids is None else ids[begin:end].cpu() + 1)
+        total += (place * (sums ^ sums >> 29)).sum()
+    total = process_group.all_gather_rows(total, ring.group).sum()
+    settings = {**vars(search), "num_samples": ring.num_samples, "num_features": features.shape[1]}
+    return json.dumps({"features": f"{int(total) & (1 << 64) - 1:016x}", **settings}, sort_keys=True)

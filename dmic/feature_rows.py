@@ -1,0 +1,134 @@
+"""Rows of features wherever they are: in memory, on a GPU, or in a file that is read a block at a time."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ._arrays import dtype_name, to_tensor
+
+SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Features [N, d] of which blocks are asked for. Nothing is read before that, and nothing is kept.
+
+    Attributes:
+        shape: (N, d).
+        dtype: as stored.
+        device: where blocks are.
+    """
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+    source: torch.Tensor | tuple[Path, int]  # in memory, or a file and where its first value is
+
+    @classmethod
+    def of(cls, name: str, features: Any) -> FeatureRows:
+        """Of an array [N, d], or of a `.npy` or `.safetensors` file (key `features`), by its path.
+
+        Raises:
+            ValueError: in one line: the file cannot be read, has no features [N, d] of floating point in rows.
+        """
+        if isinstance(features, str | Path):
+            return _open(Path(features))
+        tensor = to_tensor(features, f"{name}: features")
+        if tensor.dim() != 2 or not tensor.is_floating_point():
+            got = f"{dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)}"
+            raise ValueError(f"{name}: features must be floating point [N, d], got {got}")
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device, tensor)
+
+    @property
+    def in_memory(self) -> bool:
+        return isinstance(self.source, torch.Tensor)
+
+    def read(self, begin: int, end: int) -> torch.Tensor:
+        """Rows [begin, end) as contiguous float32; of a tensor that is that already, a view.
+
+        Raises:
+            ValueError: a value is not finite, or does not fit float32.
+        """
+        if self.in_memory:
+            rows = self.source[begin:end]
+        else:
+            path, offset = self.source
+            size = self.dtype.itemsize
+            buffer = bytearray((end - begin) * self.shape[1] * size)
+            with path.open("rb") as file:
+                file.seek(offset + begin * self.shape[1] * size)
+                if file.readinto(buffer) != len(buffer):
+                    raise ValueError(f"{path}: ends before row {end}; it is truncated")
+            rows = torch.frombuffer(buffer, dtype=self.dtype) if buffer else torch.empty(0, dtype=self.dtype)
+            rows = rows.reshape(end - begin, self.shape[1])
+        single = rows.to(torch.float32).contiguous()
+        if single.numel() and not all(bound.isfinite() for bound in torch.aminmax(single)):
+            bad = (~single.isfinite()).nonzero()[0].tolist()
+            value = float(rows[tuple(bad)])
+            raise ValueError(
+                f"features must be finite in float32, got {value} at row {begin + bad[0]}, column {bad[1]}"
+            )
+        return single
+
+    def part(self, begin: int, end: int) -> FeatureRows:
+        """The rows [begin, end) as features of their own."""
+        if self.in_memory:
+            source = self.source[begin:end]
+        else:
+            path, offset = self.source
+            source = path, offset + begin * self.shape[1] * self.dtype.itemsize
+        return FeatureRows((end - begin, self.shape[1]), self.dtype, self.device, source)
+
+
+def _open(path: Path) -> FeatureRows:
+    if path.suffix not in OPENERS:
+        raise ValueError(f"{path}: to read features block by block the extension must be one of {', '.join(OPENERS)}")
+    try:
+        shape, dtype, offset = OPENERS[path.suffix](path)
+        size = path.stat().st_size
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    if len(shape) != 2:
+        raise ValueError(f"{path}: features must have shape [N, d], got {tuple(shape)}")
+    if size < offset + shape[0] * shape[1] * dtype.itemsize:
+        raise ValueError(f"{path}: has {size} bytes, too few for features of shape {tuple(shape)}; it is truncated")
+    return FeatureRows(tuple(shape), dtype, torch.device("cpu"), (path, offset))
+
+
+def _open_npy(path: Path) -> tuple[tuple[int, ...], torch.dtype, int]:
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        raise ValueError(f"{path}: not a readable .npy file ({error})") from error
+    if array.dtype not in (np.float32, np.float16, np.float64) or not array.dtype.isnative:
+        raise ValueError(f"{path}: features must be float32, float16 or float64, got {array.dtype}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{path}: features must be stored in rows (C order); save numpy.ascontiguousarray of them")
+    return array.shape, getattr(torch, array.dtype.name), array.offset
+
+
+def _open_safetensors(path: Path) -> tuple[tuple[int, ...], torch.dtype, int]:
+    with path.open("rb") as file:
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            entries = json.loads(file.read(length))
+        except (struct.error, ValueError, OverflowError) as error:
+            raise ValueError(f"{path}: not a readable .safetensors file ({error})") from error
+    if "features" not in entries:
+        keys = ", ".join(sorted(set(entries) - {"__metadata__"})) or "nothing"
+        raise ValueError(f"{path}: there is no key 'features', only {keys}")
+    entry = entries["features"]
+    if entry["dtype"] not in SAFETENSORS_DTYPES:
+        allowed = ", ".join(SAFETENSORS_DTYPES)
+        raise ValueError(f"{path}: features must be one of {allowed}, got {entry['dtype']}")
+    return tuple(entry["shape"]), SAFETENSORS_DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0]
+
+
+OPENERS = {".npy": _open_npy, ".safetensors": _open_safetensors}
