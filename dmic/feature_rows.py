@@ -118,6 +118,8 @@ def _open_safetensors(path: Path) -> tuple[tuple[int, ...], torch.dtype, int]:
     with path.open("rb") as file:
         try:
             (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError(f"a header of {length} bytes")
             entries = json.loads(file.read(length))
         except (struct.error, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: not a readable .safetensors file ({error})") from error

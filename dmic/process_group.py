@@ -200,13 +200,12 @@ class Watch:
     """
 
     GRACE = 3.0  # seconds in which the others may say what went wrong
-    calls = 0
+    PREFIX = "dmic/watch"
 
     def __init__(self, group: Group):
         self.group = group
         self.store = None if group is None else dist.distributed_c10d._get_default_store()
-        Watch.calls += 1
-        self.prefix, self.phase = f"dmic/{Watch.calls}", "the start"
+        self.phase = "the start"
 
     def enter(self, phase: str) -> None:
         """The next phase begins here."""
@@ -223,6 +222,8 @@ class Watch:
         if self.group is None:
             yield
             return
+        for key in ("failed", "survived"):  # of an error that somebody caught
+            self._note(key, "")
         before = signal.getsignal(signal.SIGTERM)
         catches = threading.current_thread() is threading.main_thread() and before in (signal.SIG_DFL, None)
         if catches:  # torchrun ends the others as soon as one rank has ended
@@ -247,20 +248,20 @@ class Watch:
         if self.store is None:
             return
         try:
-            self.store.set(f"{self.prefix}/{key}/{rank(self.group)}", text)
+            self.store.set(f"{self.PREFIX}/{key}/{rank(self.group)}", text)
         except RuntimeError as error:
             raise ConnectionError(
                 f"the store of the job is gone, and with it the process that kept it ({error})"
             ) from error
 
     def _read(self, key: str, other: int) -> str | None:
-        name = f"{self.prefix}/{key}/{other}"
-        return self.store.get(name).decode() if self.store.check([name]) else None
+        name = f"{self.PREFIX}/{key}/{other}"
+        return (self.store.get(name).decode() or None) if self.store.check([name]) else None
 
     def _who_was_lost(self) -> str:
         others = [other for other in range(size(self.group)) if other != rank(self.group)]
         try:
-            self.store.set(f"{self.prefix}/survived/{rank(self.group)}", self.phase)
+            self.store.set(f"{self.PREFIX}/survived/{rank(self.group)}", self.phase)
             deadline = time.monotonic() + self.GRACE
             while True:
                 for other in others:

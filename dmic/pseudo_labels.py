@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import directions, distributed
+from . import directions
 from . import process_group as ranks
 from ._arrays import dtype_name, like, to_integer, to_tensor
+from .block_memory import MIN_BLOCK_ROWS, Search, block_memory
 from .constants import NOISE
 from .csr import Csr
-from .distributed import Search
 from .feature_rows import FeatureRows
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -473,7 +473,7 @@ def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | N
         return False
     n, d = inputs.num_samples, 0 if inputs.features is None else inputs.features.shape[1]
     alone = inputs.features is not None and inputs.neighbor_idx is None and inputs.encoding is None
-    smallest = distributed.block_memory(n, n, d, search, distributed.MIN_BLOCK_ROWS)
+    smallest = block_memory(n, n, d, search, MIN_BLOCK_ROWS)
     if alone and inputs.device.type == "cpu" and max(smallest.values()) <= max_memory:
         return True
     raise ValueError(
@@ -484,6 +484,7 @@ def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | N
 
 def _by_blocks(name, features, camera_ids, modality_ids, search, group, folder, max_memory, progress) -> PseudoLabels:
     """The same of a gallery in a file, or of the rows of this rank; what is wrong on one rank is an error on all."""
+    from . import distributed  # loads the compiled ops
     from .stage_files import StageFiles
 
     problem, camera, modality = None, None, None

@@ -42,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k2", type=int, default=6, help="neighbours that the expansion averages (default: 6)")
     parser.add_argument("--eps", type=float, default=0.6, help="DBSCAN radius in [0, 1] (default: 0.6)")
     parser.add_argument("--min-samples", type=int, default=4, help="neighbours of a core sample (default: 4)")
-    parser.add_argument(
-        "--max-memory", type=parse_bytes, metavar="SIZE", help="such as 4GB: work in blocks that fit it"
-    )
+    parser.add_argument("--max-memory", type=parse_bytes, metavar="SIZE", help="such as 4GB: work in blocks that fit")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="keep finished stages there, and go on from them")
     parser.add_argument(
         "--timeout",
@@ -91,8 +89,10 @@ def _run(options: argparse.Namespace, group: process_group.Group) -> int:
     with show_progress() if first else nullcontext() as progress:
         result = pseudo_labels(features, **shared, **settings, **rows, max_memory=limit, progress=progress)
     if group is not None:
-        parts = (torch.as_tensor(part) for part in (result.labels, result.core_mask))
-        labels, core_mask = (process_group.all_gather_rows(part, group) for part in parts)
+        with (watch := process_group.Watch(group)).guard():
+            watch.enter("the labels of all ranks")
+            parts = (torch.as_tensor(part) for part in (result.labels, result.core_mask))
+            labels, core_mask = (process_group.all_gather_rows(part, group) for part in parts)
         result = replace(result, labels=labels, core_mask=core_mask)
     if not first:
         return 0

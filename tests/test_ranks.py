@@ -1,0 +1,247 @@
+"""A gallery in blocks, in a file, on several ranks: the bits of one process, and what happens when a rank is lost."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import numpy as np
+import pytest
+import torch
+from forked_ranks import ForkedRanks
+from generators import gallery as generate
+
+import dmic
+from dmic.process_group import Watch
+
+N, D = 420, 32
+SEARCH = ("--k1", 20, "--k2", 6, "--eps", 0.6)
+PHASES = (
+    "knn_graph",
+    "k_reciprocal_encoding",
+    "invariant_expansion",
+    "jaccard_distance",
+    "dbscan",
+    "the labels of all ranks",
+)
+KILLS = 30
+
+
+def clustered_gallery(num_samples: int, dim: int) -> dict[str, np.ndarray]:
+    made = generate(num_samples, dim)
+    names = ("features", "camera_ids", "modality_ids")
+    return {name: np.asarray(getattr(made, name)) for name in names}
+
+
+@pytest.fixture(scope="module")
+def ranks():
+    forked = ForkedRanks()
+    yield forked
+    forked.close()
+
+
+@pytest.fixture(scope="module")
+def gallery(tmp_path_factory):
+    """A file with features and ids, and the labels of one process."""
+    made = clustered_gallery(N, D)
+    path = tmp_path_factory.mktemp("gallery") / "gallery.npz"
+    np.savez(path, **made)
+    found = dmic.pseudo_labels(**made, k1=20, k2=6, eps=0.6)
+    assert 5 < found.num_clusters < 60
+    assert found.num_outliers > 0
+    return path, np.asarray(found.labels)
+
+
+def cluster(ranks, folder, gallery, *more, num_ranks=3, fates=None):
+    out = folder / "labels.npz"
+    call = ("cluster", gallery[0], "-o", out, *SEARCH, "--resume", folder / "stages", *more)
+    codes, texts = ranks(folder, num_ranks, "dmic", *call, fates=fates)
+    return codes, texts, out
+
+
+def assert_right(out, gallery):
+    with np.load(out) as found:
+        np.testing.assert_array_equal(found["labels"], gallery[1])
+
+
+@pytest.mark.parametrize(
+    "cuts", [(0, N), (0, 150, N), (0, 0, 77, N), (0, 100, 100, 300, N), (0, 1, N, N), (0, 105, 210, 315, N)]
+)
+@pytest.mark.parametrize("block_rows", [64, 1000])
+def test_every_stage_has_the_bits_of_the_whole(ranks, gallery, tmp_path, cuts, block_rows):
+    codes, texts = ranks(tmp_path, len(cuts) - 1, "same_stages", gallery[0], block_rows, *cuts)
+    assert codes == [0] * len(codes), texts
+
+
+def test_ranks_of_one_modality_only(ranks, tmp_path):
+    made = clustered_gallery(N, D)
+    order = np.argsort(made["modality_ids"], kind="stable")
+    path = tmp_path / "sorted.npz"
+    np.savez(path, **{name: array[order] for name, array in made.items()})
+    visible = int((made["modality_ids"] == 0).sum())
+    codes, texts = ranks(tmp_path, 2, "same_stages", path, 100, 0, visible, N)
+    assert codes == [0, 0], texts
+
+
+def test_stages_are_kept_and_any_number_of_ranks_goes_on(ranks, gallery, tmp_path):
+    for number in (3, 1, 2, 4):
+        codes, texts, out = cluster(ranks, tmp_path, gallery, num_ranks=number)
+        assert codes == [0] * number, texts
+        assert_right(out, gallery)
+        assert ("knn_graph" in texts[0]) == (number == 3)
+        out.unlink()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "no checksum", "missing"])
+@pytest.mark.parametrize("stage", ["knn_graph", "invariant_expansion", "jaccard_distance"])
+def test_a_damaged_stage_is_never_used(ranks, gallery, tmp_path, stage, damage):
+    assert cluster(ranks, tmp_path, gallery, num_ranks=2)[0] == [0, 0]
+    for later in ("knn_graph", "invariant_expansion", "jaccard_distance"):
+        if later > stage or (stage == "knn_graph" and later != stage):
+            for path in (tmp_path / "stages").glob(f"{later}.*"):
+                path.unlink()
+    path = next((tmp_path / "stages").glob(f"{stage}.0-*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    {
+        "truncated": lambda: path.write_bytes(data[:-10]),
+        "flipped": lambda: path.write_bytes(data),
+        "no checksum": path.with_suffix(".json").unlink,
+        "missing": path.unlink,
+    }[damage]()
+    codes, texts, out = cluster(ranks, tmp_path, gallery, num_ranks=2)
+    assert codes == [0, 0], texts
+    assert_right(out, gallery)
+
+
+def test_stages_of_something_else_are_refused(ranks, gallery, tmp_path):
+    assert cluster(ranks, tmp_path, gallery, num_ranks=2)[0] == [0, 0]
+    codes, texts, _ = cluster(ranks, tmp_path, gallery, "--k2", 5, num_ranks=2)
+    assert codes == [2, 2]
+    assert all("holds stages of another clustering: k2 6 (now 5); choose another folder" in text for text in texts)
+    with np.load(gallery[0]) as data:
+        changed = {name: data[name].copy() for name in data.files}
+    changed["features"][5, 3] += 1
+    np.savez(tmp_path / "changed.npz", **changed)
+    codes, texts, _ = cluster(ranks, tmp_path, (tmp_path / "changed.npz",))
+    assert codes == [2, 2, 2]
+    assert "holds stages of another clustering: features " in texts[0]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("k2", "rank 1 and rank 0 must have the same k2 (7, not 6)"),
+        ("columns", f"rank 1 and rank 0 must have the same features ({D - 1}, not {D})"),
+        ("ids", "rank 1 and rank 0 must have the same camera_ids (False, not True)"),
+        ("version", "rank 1 and rank 0 must have the same version of dmic ('0.0.0', not"),
+        ("nan", "camera_ids must have shape [N]"),
+    ],
+)
+def test_ranks_that_differ_refuse_to_start(ranks, gallery, tmp_path, what, message):
+    codes, texts = ranks(tmp_path, 3, "different_settings", gallery[0], what)
+    assert codes == [2, 2, 2], texts
+    assert all(message in text for text in texts), texts
+
+
+def test_killed_ranks_are_named_and_the_rest_goes_on(ranks, gallery, tmp_path):
+    """Any of three ranks, in every phase, at its begin or a moment later; then any number of ranks goes on."""
+    chance, killed = random.Random(5), 0
+    for trial in range(KILLS):
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        victim, phase = chance.randrange(3), PHASES[trial % len(PHASES)]
+        delay = 0 if trial % 2 else chance.choice((0.001, 0.003, 0.01))
+        codes, texts, out = cluster(ranks, folder, gallery, fates={victim: ["killed", phase, delay]})
+        if codes[victim] == -9:
+            killed += 1
+            others = [rank for rank in range(3) if rank != victim]
+            for rank in others:
+                assert codes[rank] == 2 or (codes[rank] == 0 and (delay or phase == PHASES[-1])), texts
+                if codes[rank] == 2:
+                    assert f"rank {victim} in " in texts[rank], texts
+                    assert delay or f"rank {victim} in {phase}: killed, or no answer" in texts[rank], texts
+                    assert texts[rank].count("error:") == 1
+        number = chance.randrange(1, 4)
+        codes, texts, out = cluster(ranks, folder, gallery, num_ranks=number)
+        assert codes == [0] * number, texts
+        assert_right(out, gallery)
+        assert not list(folder.rglob("*.npz.*"))
+    assert killed >= KILLS // 2
+
+
+@pytest.mark.parametrize("phase", PHASES[:5])
+def test_a_rank_out_of_memory_is_named_with_its_phase(ranks, gallery, tmp_path, phase):
+    codes, texts, out = cluster(ranks, tmp_path, gallery, fates={1: ["out_of_memory", phase, 0]})
+    assert codes == [2, 2, 2], texts
+    assert "no memory is left" in texts[1]
+    for rank in (0, 2):
+        assert f"rank 1 failed in {phase}: MemoryError: no memory is left" in texts[rank]
+    assert not out.exists()
+
+
+def test_a_rank_that_hangs_ends_the_job_within_the_timeout(ranks, gallery, tmp_path):
+    start = time.monotonic()
+    fates = {2: ["hangs", "jaccard_distance", 0]}
+    codes, texts, out = cluster(ranks, tmp_path, gallery, "--timeout", 3 / 60, fates=fates)
+    assert time.monotonic() - start < 3 + 2 * Watch.GRACE + 15
+    assert codes[:2] == [2, 2], texts
+    assert any("rank 2 in jaccard_distance: killed, or no answer within the timeout" in text for text in texts), texts
+    assert not out.exists()
+
+
+# One process
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_file_gives_the_labels_of_the_array(tmp_path, suffix, dtype):
+    from safetensors.torch import save_file
+
+    made = clustered_gallery(1500, D)
+    features = torch.as_tensor(made.pop("features")).to(dtype)
+    path = tmp_path / f"features{suffix}"
+    if suffix == ".npy":
+        np.save(path, features.numpy())
+    else:
+        save_file({"other": torch.ones(3), "features": features}, path)
+    want = dmic.pseudo_labels(features, **made, k1=20, k2=6)
+    found = dmic.pseudo_labels(path, **made, k1=20, k2=6)
+    assert torch.equal(found.labels, want.labels)
+    assert torch.equal(found.core_mask, want.core_mask)
+    assert (found.num_clusters, found.num_outliers) == (want.num_clusters, want.num_outliers)
+    assert found.num_clusters > 5
+
+
+def test_max_memory_makes_blocks(tmp_path):
+    made = clustered_gallery(3000, D)
+    want = dmic.pseudo_labels(**made, k1=20, k2=6)
+    needed = dmic.estimate_memory(3000, D, k1=20, k2=6).peak_bytes
+    found = dmic.pseudo_labels(**made, k1=20, k2=6, max_memory=needed - 1)
+    np.testing.assert_array_equal(found.labels, want.labels)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (np.zeros((3, 2, 2), np.float32), r"features must have shape \[N, d\], got \(3, 2, 2\)"),
+        (np.zeros((3, 2), np.int32), "features must be float32, float16 or float64, got int32"),
+        (np.asfortranarray(np.zeros((5, 3), np.float32)), "must be stored in rows"),
+        (np.full((50, 3), np.nan, np.float32), "features must be finite in float32, got nan at row 0, column 0"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path, content, message):
+    np.save(tmp_path / "bad.npy", content)
+    with pytest.raises(ValueError, match=message):
+        dmic.pseudo_labels(tmp_path / "bad.npy", k1=2, k2=1)
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    np.save(tmp_path / "short.npy", np.zeros((50, 3), np.float32))
+    whole = (tmp_path / "short.npy").read_bytes()
+    (tmp_path / "short.npy").write_bytes(whole[:-8])
+    with pytest.raises(ValueError, match=r"short\.npy"):
+        dmic.pseudo_labels(tmp_path / "short.npy", k1=2, k2=1)
+    (tmp_path / "bad.safetensors").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"bad\.safetensors: not a readable .safetensors file"):
+        dmic.pseudo_labels(tmp_path / "bad.safetensors", k1=2, k2=1)
