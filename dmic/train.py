@@ -485,9 +485,7 @@ def _train_epoch(
 def _distributed(network: TwoStreamNetwork, groups: list[_Group], ranks: Group) -> DistributedDataParallel:
     """The network with gradients that are means over ranks; weights are those of rank 0."""
     one_stem = any(len(group.samplers) < len(MODALITIES) for group in groups)
-    return DistributedDataParallel(
-        network, process_group=ranks, broadcast_buffers=False, find_unused_parameters=one_stem
-    )
+    return DistributedDataParallel(network, process_group=ranks, find_unused_parameters=one_stem)
 
 
 def _step(
