@@ -309,7 +309,8 @@ class _Share:
         """Embeddings [views * N, d] of the whole batch from those of this rank, without gradients."""
         if ranks is None:
             return embeddings.detach()
-        by_sample = embeddings.detach().view(self.num_views, len(self.own_idx) // self.num_views, -1).transpose(0, 1)
+        shape = self.num_views, len(self.own_idx) // self.num_views, embeddings.shape[1]
+        by_sample = embeddings.detach().view(shape).transpose(0, 1)
         return process_group.all_gather_rows(by_sample, ranks).transpose(0, 1).flatten(0, 1)
 
 

@@ -48,28 +48,28 @@ class SharedBatchNorm(_BatchNorm):
         own_count = values.numel() // values.shape[1]
         own_mean = values.sum(dims) / max(1, own_count)
         own_variance = (values - own_mean.view(shape)).square().sum(dims) / max(1, own_count)
-        count = process_group.all_gather_rows(torch.tensor([[own_count]], dtype=torch.float64), self.process_group)
-        own = torch.stack([own_mean, own_variance]).double()
-        means, variances = _GatherStatistics.apply(own, self.process_group).unbind(1)
-        total = count.sum()
+        own = torch.stack([own_mean, own_variance, torch.full_like(own_mean, own_count)]).double()
+        means, variances, count = _GatherStatistics.apply(own, self.process_group).unbind(1)
+        total = count.sum(0)
         mean = (count * means).sum(0) / total
         variance = (count * (variances + (means - mean).square())).sum(0) / total
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean.float(), self.momentum)
-            self.running_var.lerp_((variance * (total / (total - 1))).float(), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = variance * (total / (total - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt().to(values.dtype)
         centred = values - mean.to(values.dtype).view(shape)
         return torch.addcmul(self.bias.view(shape), centred, scale.view(shape))
 
 
 class _GatherStatistics(torch.autograd.Function):
-    """[2, C] of every rank as [R, 2, C]; its gradient is the sum over the losses of all ranks."""
+    """The tensors of all ranks as [R, ...]; a gradient is that of the sum of the losses of all ranks."""
 
     @staticmethod
     def forward(ctx, own: torch.Tensor, group: Group) -> torch.Tensor:
         ctx.group = group
-        return process_group.all_gather_rows(own[None], group)
+        return process_group.all_gather(own, group)
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
