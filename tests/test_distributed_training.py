@@ -161,7 +161,7 @@ def digest_of(state):
 def short_training(group, case):
     """The losses of every epoch, and a digest of all that changes after every iteration."""
     gallery = landsat_galleries(num_crops=1)[0].unlabeled
-    joint, num_classes, num_samples, accumulate = "separate", 3, 3, 1
+    joint, num_classes, num_samples, accumulate = "separate", 4, 2, 1
     if case == "combined and accumulated":
         joint, accumulate = "combined", 2
     if case == "fewer samples than ranks":
@@ -192,8 +192,9 @@ def short_training(group, case):
         after_iteration=lambda state: digests.append(digest_of(state)),
     )
     network = small_two_stream(width=4, embedding_dim=16)
-    batches = Batches(3, num_classes, num_samples, VIEWS, accumulate)
-    train(TrainingState(network), gallery, stages, batches, weight_decay=5e-4, warmup=3, hooks=hooks, ranks=group)
+    batches = Batches(2, num_classes, num_samples, VIEWS, accumulate)
+    # Adam does not feel the scale of gradients, but for a large weight decay
+    train(TrainingState(network), gallery, stages, batches, weight_decay=1.0, warmup=2, hooks=hooks, ranks=group)
     return records, digests
 
 
@@ -206,7 +207,7 @@ def test_ranks_hold_the_same_bits_after_every_iteration_and_lose_as_one_process(
         monkeypatch.setattr(dmic.train, name, getattr(dmic.train, name))
     records, _ = short_training(None, case)
     shared = on_ranks(3, short_training, case)
-    assert len(shared[0][1]) == 6
+    assert len(shared[0][1]) == 4
     assert all(digests == shared[0][1] for _, digests in shared)
     assert all(found == shared[0][0] for found, _ in shared)
     assert_same_curve(shared[0][0], records)
