@@ -147,6 +147,19 @@ def test_a_stop_that_one_rank_is_asked_for_is_saved_and_another_number_of_ranks_
     assert_same_curve(records_of(folder), records_of(alone))
 
 
+def run_with_a_seed_of_its_own(group, folder):
+    config = load_config("landsat", (*SETTINGS, f"train.seed={process_group.rank(group)}"))
+    with pytest.raises(ValueError) as error:
+        run_training(config, RunFolder(folder), group=group)
+    return str(error.value)
+
+
+def test_ranks_of_different_settings_do_not_start(tmp_path):
+    message = "all ranks must have the same settings, but rank 1 has others than rank 0"
+    assert on_ranks(2, run_with_a_seed_of_its_own, tmp_path / "run") == [message] * 2
+    assert not (tmp_path / "run").exists()
+
+
 def digest_of(state):
     tensors, packed = pack_state(state)
     packed["record"] = {name: value for name, value in packed["record"].items() if name not in MEASURED}
