@@ -117,11 +117,21 @@ def all_gather_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
     counts = [torch.zeros(1, dtype=torch.int64) for _ in range(size(group))]
     dist.all_gather(counts, torch.tensor([len(rows)]), group=group)
     whole = torch.empty((int(sum(counts)), *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
-    for source, part in enumerate(whole.split([int(n) for n in counts])):
-        if source == rank(group):
-            part.copy_(rows.detach())
+    parts = whole.split([int(n) for n in counts])
+    if len(set(map(len, parts))) == 1:
+        dist.all_gather(list(parts), rows.detach().contiguous(), group=group)
+        return whole
+    parts[rank(group)].copy_(rows.detach())
+    for source, part in enumerate(parts):
         if part.numel():
             dist.broadcast(part, group_src=source, group=group)
+    return whole
+
+
+def all_gather(tensor: torch.Tensor, group: Group) -> torch.Tensor:
+    """The tensors of all ranks, which have one shape, as [R, ...] on every rank; no gradient flows."""
+    whole = torch.empty((size(group), *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+    dist.all_gather(list(whole), tensor.detach().contiguous(), group=group)
     return whole
 
 

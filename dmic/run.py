@@ -443,23 +443,17 @@ def run_training(
                 folder.save(state, dataset.train)
                 last_saved = time.monotonic()
 
-        def stop_now() -> None:
-            if not state.is_new:
-                save(state)
-            process_group.barrier(group)  # whoever leaves first ends the others, who might still be writing
-            raise Interrupted
-
         def after_iteration(state: TrainingState) -> None:
             if time.monotonic() - last_saved >= config.train.checkpoint_seconds:
                 save(state)
             if process_group.any_rank(stop.asked, group):
-                stop_now()
+                save(state)
+                process_group.barrier(group)  # torchrun ends the others as soon as one has left
+                raise Interrupted
 
         def advance(phase: str, done: int, total: int) -> None:
-            # Between iterations ranks stop together. In other phases rank 0 leaves, and the others find it gone.
-            if stop.asked and group is None:
-                stop_now()
-            if stop.asked and is_main and phase != "train":
+            # Ranks that train stop together, after an iteration; elsewhere rank 0 leaves, and the others find it gone.
+            if stop.asked and is_main and (group is None or phase != "train"):
                 if not state.is_new:
                     save(state)
                 raise Interrupted

@@ -309,7 +309,8 @@ class _Share:
         """Embeddings [views * N, d] of the whole batch from those of this rank, without gradients."""
         if ranks is None:
             return embeddings.detach()
-        by_sample = embeddings.detach().view(self.num_views, len(self.own_idx) // self.num_views, -1).transpose(0, 1)
+        shape = self.num_views, len(self.own_idx) // self.num_views, embeddings.shape[1]
+        by_sample = embeddings.detach().view(shape).transpose(0, 1)
         return process_group.all_gather_rows(by_sample, ranks).transpose(0, 1).flatten(0, 1)
 
 
@@ -485,9 +486,7 @@ def _train_epoch(
 def _distributed(network: TwoStreamNetwork, groups: list[_Group], ranks: Group) -> DistributedDataParallel:
     """The network with gradients that are means over ranks; weights are those of rank 0."""
     one_stem = any(len(group.samplers) < len(MODALITIES) for group in groups)
-    return DistributedDataParallel(
-        network, process_group=ranks, broadcast_buffers=False, find_unused_parameters=one_stem
-    )
+    return DistributedDataParallel(network, process_group=ranks, find_unused_parameters=one_stem)
 
 
 def _step(
