@@ -30,9 +30,10 @@ def test_every_method_is_measured_and_agrees(tmp_path, capsys):
     assert answers[suite.ALL, suite.DENSE] in ("equal", "equal, renumbered")
     assert answers[suite.SEARCH, "faiss-cpu"] == "recall 1.000000"
     assert answers[suite.JACCARD, "scipy sparse"] == "equal"
+    assert answers[suite.WEIGHTS, suite.IN_PIECES] == "equal"
     table = capsys.readouterr().out
     assert all(name in table for name in suite.METHODS)
-    assert all(result["floors_s"][stage] > 0 for stage in (*suite.STAGES, suite.ALL, suite.ROUNDING))
+    assert all(result["floors_s"][stage] > 0 for stage in (*suite.STAGES, suite.ALL, *suite.PIECES, suite.ROUNDING))
 
     (tmp_path / "benchmarks.md").write_text(f"before\n{growth.BEGIN}\nold\n{growth.END}\nafter\n")
     growth.publish(document, result["case"], tmp_path)

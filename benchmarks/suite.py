@@ -35,7 +35,7 @@ from rich.table import Table
 
 import dmic
 from dmic import directions
-from dmic.ops import round_features
+from dmic.ops import k_reciprocal_sets, k_reciprocal_weights, round_features, sampled_dots
 
 from . import baselines, growth, measuring
 from .sizes import DIFFICULTY, DIM, EPS, K1, K2, MIN_SAMPLES, SIZES, Gallery, generate_gallery
@@ -43,8 +43,10 @@ from .sizes import DIFFICULTY, DIM, EPS, K1, K2, MIN_SAMPLES, SIZES, Gallery, ge
 RESULTS = Path(__file__).parent / "results" / "suite.json"
 STAGES = ("knn_graph", "k_reciprocal_encoding", "invariant_expansion", "jaccard_distance", "dbscan")
 SEARCH, ENCODE, EXPAND, JACCARD, CLUSTER = STAGES
+PIECES = ("k_reciprocal_sets", "sampled_dots", "k_reciprocal_weights")  # of an encoding
+SETS, DOTS, WEIGHTS = PIECES
 ROUNDING, ALL = "round_features", "all five"
-OURS, DENSE = "dmic", "published dense pipeline"
+OURS, IN_PIECES, DENSE = "dmic", "dmic, encoding in pieces", "published dense pipeline"
 ONCE_SECONDS = 20  # a method that takes longer is not repeated
 TOLERANCE = 1e-5  # of one weight or distance, against float32 sums in another order
 EXPONENT = 5  # of round_features: keeps typical values of unit rows clear of float16's subnormals
@@ -225,6 +227,13 @@ def run_ours(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> Non
     run.answers[ALL] = f"{run.labels.max() + 1} clusters, {(run.labels == -1).sum()} outliers"
 
 
+def run_pieces(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> None:
+    sets = run.time(SETS, k_reciprocal_sets, wanted.neighbor_idx, case.k1_half)
+    dots = run.time(DOTS, sampled_dots, gallery.features, gallery.features, *sets)
+    weights = run.time(WEIGHTS, k_reciprocal_weights, *sets, dots)
+    run.compare(WEIGHTS, same_rows, weights.to_float(), "encoding")
+
+
 def run_dense(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> None:
     ranks = run.time(SEARCH, baselines.search, gallery.features, case.k1)
     run.compare(SEARCH, recall, ranks, "neighbor_idx")
@@ -269,6 +278,7 @@ def run_torch_rounding(case: Case, gallery: Gallery, wanted: Wanted, run: Record
 
 METHODS = {
     OURS: run_ours,
+    IN_PIECES: run_pieces,
     DENSE: run_dense,
     "faiss-cpu": run_faiss,
     "torch mm + topk": run_torch,
@@ -311,6 +321,9 @@ def floors(case: Case, facts: dict[str, float], rates: dict[str, float]) -> dict
     operations_and_bytes = {
         SEARCH: (n * n * d, 4 * n * d + 8 * n * case.k1),  # each pair once
         ENCODE: (2 * d * encoded, 4 * n * d + 4 * n * case.k1 + 8 * encoded),
+        SETS: (n * case.k1**2, 4 * n * case.k1 + 4 * encoded),
+        DOTS: (2 * d * encoded, 4 * n * d + 12 * encoded),
+        WEIGHTS: (20 * encoded, 20 * encoded),
         EXPAND: (2 * case.k2 * encoded, 8 * encoded + 4 * n * case.k2 + 8 * expanded),
         JACCARD: (2 * overlaps, 8 * expanded + 8 * pairs),
         CLUSTER: (pairs, 8 * pairs + 9 * n),
@@ -419,7 +432,7 @@ COLUMNS = ("N", "features", "op", "method", "median s", "spread, runs", "peak MB
 def rows(result: dict) -> list[tuple[str, ...]]:
     """One row for each op and method, ops in order; a method that was skipped has one row."""
     case, lines = Case(**result["case"]), []
-    for stage in (*STAGES, ALL, ROUNDING):
+    for stage in (*STAGES, ALL, *PIECES, ROUNDING):
         for name, method in result["methods"].items():
             if stage not in method.get("stages", {}):
                 continue
