@@ -186,6 +186,7 @@ __global__ void sampled_dots_kernel(const float* __restrict__ rows, const float*
     for (int r = 0; r < kDotsAtOnce; ++r) named[r] = others + col_idx[min(base + r, end - 1)] * d;
     double found[kDotsAtOnce];
     warp_dots<kDotsAtOnce>(rows + row * d, named, d, aligned, found);
+#pragma unroll
     for (int r = 0; r < kDotsAtOnce; ++r)
       if (lane_index() == r && base + r < end) dots[base + r] = found[r];
   }
