@@ -47,6 +47,7 @@ PIECES = ("k_reciprocal_sets", "sampled_dots", "k_reciprocal_weights")  # of an 
 SETS, DOTS, WEIGHTS = PIECES
 ROUNDING, ALL = "round_features", "all five"
 OURS, IN_PIECES, DENSE = "dmic", "dmic, encoding in pieces", "published dense pipeline"
+SAMPLING = "torch sampled_addmm"
 ONCE_SECONDS = 20  # a method that takes longer is not repeated
 TOLERANCE = 1e-5  # of one weight or distance, against float32 sums in another order
 EXPONENT = 5  # of round_features: keeps typical values of unit rows clear of float16's subnormals
@@ -135,6 +136,14 @@ class Wanted:
         return dmic.knn_graph(self.gallery.features, self.case.k1)[0]
 
     @cached_property
+    def sets(self) -> tuple[np.ndarray, np.ndarray]:
+        return k_reciprocal_sets(self.neighbor_idx, self.case.k1_half)
+
+    @cached_property
+    def dots(self) -> np.ndarray:
+        return sampled_dots(self.gallery.features, self.gallery.features, *self.sets)
+
+    @cached_property
     def encoding(self) -> dmic.Csr:
         return dmic.k_reciprocal_encoding(self.gallery.features, self.neighbor_idx, self.case.k1_half)
 
@@ -186,6 +195,12 @@ def _dense(csr: dmic.Csr, rows: slice, fill: float) -> np.ndarray:
 def same_pairs(found: np.ndarray | dmic.Csr, want: dmic.Csr) -> str:
     """Whether pairs within EPS have the same distances; rounding may put a pair at EPS on either side of it."""
     return same_rows(found, want, fill=1, below=EPS - TOLERANCE)
+
+
+def same_dots(found: np.ndarray, want: np.ndarray) -> str:
+    """Relative to one, the largest that unit rows have."""
+    differing = int((np.abs(found - want) > TOLERANCE * np.maximum(1, np.abs(want))).sum())
+    return "equal" if differing == 0 else f"WRONG: {differing} dot products differ"
 
 
 def same_bits(found: torch.Tensor, want: torch.Tensor) -> str:
@@ -259,6 +274,11 @@ def run_torch(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> No
     run.compare(SEARCH, recall, run.time(SEARCH, baselines.search_in_torch, gallery.features, case.k1), "neighbor_idx")
 
 
+def run_sampling(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> None:
+    sets = wanted.sets
+    run.compare(DOTS, same_dots, run.time(DOTS, baselines.sample_in_torch, gallery.features, *sets), "dots")
+
+
 def run_scipy(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> None:
     encoding = wanted.expanded.to_float().to_scipy()
     found = run.time(JACCARD, baselines.sparse_jaccard, encoding, EPS)
@@ -282,6 +302,7 @@ METHODS = {
     DENSE: run_dense,
     "faiss-cpu": run_faiss,
     "torch mm + topk": run_torch,
+    SAMPLING: run_sampling,
     "scipy sparse": run_scipy,
     "scikit-learn sparse": run_scikit_learn,
     "torch rounding": run_torch_rounding,
@@ -345,6 +366,8 @@ def reason_to_skip(name: str, case: Case, results: list[dict], budget_s: float) 
     n = case.num_samples
     if name == DENSE and (needed := DENSE_BYTES * n * n) > (available := measuring.available_bytes()):
         return f"skipped: needs {needed / 1e9:.0f} GB, {available / 1e9:.0f} GB are available"
+    if name == SAMPLING and not torch.backends.mkl.is_available():
+        return "skipped: torch has no MKL here"
     smaller = [
         (SIZES[r["case"]["size"]], r["methods"][name]["total_s"] + r["methods"].get(OURS, {}).get("total_s", 0))
         for r in results
