@@ -54,6 +54,14 @@ def encode(features: np.ndarray, ranks: np.ndarray, k1: int) -> np.ndarray:
     return encoding
 
 
+def sample_in_torch(features: np.ndarray, row_ptr: np.ndarray, col_idx: np.ndarray) -> np.ndarray:
+    """Dot products of the pairs that a pattern stores, float32 [nnz]; on a CPU this is MKL's."""
+    x = torch.from_numpy(features)
+    arrays = torch.from_numpy(row_ptr), torch.from_numpy(col_idx).long(), torch.zeros(len(col_idx))
+    pattern = torch.sparse_csr_tensor(*arrays, size=(len(x), len(x)), check_invariants=False)
+    return torch.sparse.sampled_addmm(pattern, x, x.T, beta=0).values().numpy()
+
+
 def expand(
     encoding: np.ndarray,
     ranks: np.ndarray,

@@ -79,6 +79,15 @@ def runs(num_samples: int, wide_samples: int) -> Iterator[tuple[str, Callable[[A
 
         yield f"invariant_expansion, {name}", expand
         yield f"jaccard_distance, {name}", join
+
+    def encode_in_pieces(ops: Any, device: torch.device) -> tuple:
+        on_device = features.to(device)
+        sets = ops.k_reciprocal_sets(ops.knn_graph(on_device, k1)[0], k1_half, num_samples // 5, num_samples // 2)
+        rows = on_device[num_samples // 5 : num_samples // 2]
+        dots = ops.sampled_dots(rows, on_device, *sets)
+        return (*sets, dots, *tensors(ops.k_reciprocal_weights(*sets, dots, num_samples)))
+
+    yield "pieces of an encoding", encode_in_pieces
     yield (
         "round_features",
         lambda ops, device: call(None, torch.ops.dmic.round_features.default, features.to(device), 3),

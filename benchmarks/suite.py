@@ -35,7 +35,7 @@ from rich.table import Table
 
 import dmic
 from dmic import directions
-from dmic.ops import round_features
+from dmic.ops import k_reciprocal_sets, k_reciprocal_weights, round_features, sampled_dots
 
 from . import baselines, growth, measuring
 from .sizes import DIFFICULTY, DIM, EPS, K1, K2, MIN_SAMPLES, SIZES, Gallery, generate_gallery
@@ -43,8 +43,11 @@ from .sizes import DIFFICULTY, DIM, EPS, K1, K2, MIN_SAMPLES, SIZES, Gallery, ge
 RESULTS = Path(__file__).parent / "results" / "suite.json"
 STAGES = ("knn_graph", "k_reciprocal_encoding", "invariant_expansion", "jaccard_distance", "dbscan")
 SEARCH, ENCODE, EXPAND, JACCARD, CLUSTER = STAGES
+PIECES = ("k_reciprocal_sets", "sampled_dots", "k_reciprocal_weights")  # of an encoding
+SETS, DOTS, WEIGHTS = PIECES
 ROUNDING, ALL = "round_features", "all five"
-OURS, DENSE = "dmic", "published dense pipeline"
+OURS, IN_PIECES, DENSE = "dmic", "dmic, encoding in pieces", "published dense pipeline"
+SAMPLING = "torch sampled_addmm"
 ONCE_SECONDS = 20  # a method that takes longer is not repeated
 TOLERANCE = 1e-5  # of one weight or distance, against float32 sums in another order
 EXPONENT = 5  # of round_features: keeps typical values of unit rows clear of float16's subnormals
@@ -133,6 +136,14 @@ class Wanted:
         return dmic.knn_graph(self.gallery.features, self.case.k1)[0]
 
     @cached_property
+    def sets(self) -> tuple[np.ndarray, np.ndarray]:
+        return k_reciprocal_sets(self.neighbor_idx, self.case.k1_half)
+
+    @cached_property
+    def dots(self) -> np.ndarray:
+        return sampled_dots(self.gallery.features, self.gallery.features, *self.sets)
+
+    @cached_property
     def encoding(self) -> dmic.Csr:
         return dmic.k_reciprocal_encoding(self.gallery.features, self.neighbor_idx, self.case.k1_half)
 
@@ -186,6 +197,12 @@ def same_pairs(found: np.ndarray | dmic.Csr, want: dmic.Csr) -> str:
     return same_rows(found, want, fill=1, below=EPS - TOLERANCE)
 
 
+def same_dots(found: np.ndarray, want: np.ndarray) -> str:
+    """Relative to one, the largest that unit rows have."""
+    differing = int((np.abs(found - want) > TOLERANCE * np.maximum(1, np.abs(want))).sum())
+    return "equal" if differing == 0 else f"WRONG: {differing} dot products differ"
+
+
 def same_bits(found: torch.Tensor, want: torch.Tensor) -> str:
     return "equal" if torch.equal(found, want) else f"WRONG: {int((found != want).any(1).sum())} rows differ"
 
@@ -225,6 +242,13 @@ def run_ours(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> Non
     run.answers[ALL] = f"{run.labels.max() + 1} clusters, {(run.labels == -1).sum()} outliers"
 
 
+def run_pieces(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> None:
+    sets = run.time(SETS, k_reciprocal_sets, wanted.neighbor_idx, case.k1_half)
+    dots = run.time(DOTS, sampled_dots, gallery.features, gallery.features, *sets)
+    weights = run.time(WEIGHTS, k_reciprocal_weights, *sets, dots)
+    run.compare(WEIGHTS, same_rows, weights.to_float(), "encoding")
+
+
 def run_dense(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> None:
     ranks = run.time(SEARCH, baselines.search, gallery.features, case.k1)
     run.compare(SEARCH, recall, ranks, "neighbor_idx")
@@ -250,6 +274,11 @@ def run_torch(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> No
     run.compare(SEARCH, recall, run.time(SEARCH, baselines.search_in_torch, gallery.features, case.k1), "neighbor_idx")
 
 
+def run_sampling(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> None:
+    sets = wanted.sets
+    run.compare(DOTS, same_dots, run.time(DOTS, baselines.sample_in_torch, gallery.features, *sets), "dots")
+
+
 def run_scipy(case: Case, gallery: Gallery, wanted: Wanted, run: Recorder) -> None:
     encoding = wanted.expanded.to_float().to_scipy()
     found = run.time(JACCARD, baselines.sparse_jaccard, encoding, EPS)
@@ -269,9 +298,11 @@ def run_torch_rounding(case: Case, gallery: Gallery, wanted: Wanted, run: Record
 
 METHODS = {
     OURS: run_ours,
+    IN_PIECES: run_pieces,
     DENSE: run_dense,
     "faiss-cpu": run_faiss,
     "torch mm + topk": run_torch,
+    SAMPLING: run_sampling,
     "scipy sparse": run_scipy,
     "scikit-learn sparse": run_scikit_learn,
     "torch rounding": run_torch_rounding,
@@ -311,6 +342,9 @@ def floors(case: Case, facts: dict[str, float], rates: dict[str, float]) -> dict
     operations_and_bytes = {
         SEARCH: (n * n * d, 4 * n * d + 8 * n * case.k1),  # each pair once
         ENCODE: (2 * d * encoded, 4 * n * d + 4 * n * case.k1 + 8 * encoded),
+        SETS: (n * case.k1**2, 4 * n * case.k1 + 4 * encoded),
+        DOTS: (2 * d * encoded, 4 * n * d + 12 * encoded),
+        WEIGHTS: (20 * encoded, 20 * encoded),
         EXPAND: (2 * case.k2 * encoded, 8 * encoded + 4 * n * case.k2 + 8 * expanded),
         JACCARD: (2 * overlaps, 8 * expanded + 8 * pairs),
         CLUSTER: (pairs, 8 * pairs + 9 * n),
@@ -332,6 +366,8 @@ def reason_to_skip(name: str, case: Case, results: list[dict], budget_s: float) 
     n = case.num_samples
     if name == DENSE and (needed := DENSE_BYTES * n * n) > (available := measuring.available_bytes()):
         return f"skipped: needs {needed / 1e9:.0f} GB, {available / 1e9:.0f} GB are available"
+    if name == SAMPLING and not torch.backends.mkl.is_available():
+        return "skipped: torch has no MKL here"
     smaller = [
         (SIZES[r["case"]["size"]], r["methods"][name]["total_s"] + r["methods"].get(OURS, {}).get("total_s", 0))
         for r in results
@@ -419,7 +455,7 @@ COLUMNS = ("N", "features", "op", "method", "median s", "spread, runs", "peak MB
 def rows(result: dict) -> list[tuple[str, ...]]:
     """One row for each op and method, ops in order; a method that was skipped has one row."""
     case, lines = Case(**result["case"]), []
-    for stage in (*STAGES, ALL, ROUNDING):
+    for stage in (*STAGES, ALL, *PIECES, ROUNDING):
         for name, method in result["methods"].items():
             if stage not in method.get("stages", {}):
                 continue

@@ -146,7 +146,8 @@ def k_reciprocal_weights(
             rows.append({})
             continue
         t = 2 * dots[lo:hi] - 2
-        weights = np.rint(exp(t - t.max()) * 2.0**32).astype(np.int64)
+        with np.errstate(over="ignore"):  # differences beyond float64 are -inf, and have no weight
+            weights = np.rint(exp(t - t.max()) * 2.0**32).astype(np.int64)
         rows.append(round_to_one(dict(zip(col_idx[lo:hi].tolist(), weights.tolist(), strict=True))))
     return _csr(rows, len(rows) if num_cols is None else num_cols, np.int32)
 

@@ -74,7 +74,7 @@ def test_every_sanitizer_runs_every_op(finished):
     assert set(results) == set(gpu_check.SANITIZER_TOOLS)
     assert {result["exit_status"] for result in results.values()} == {0}
     ran = results["memcheck"]["report"]
-    assert ran.count("the bits of the CPU") == 8
+    assert ran.count("the bits of the CPU") == 9
     assert "OTHER" not in ran
     program = [sys.executable, "-m", "benchmarks.every_op", "--device", "emulated"]
     given = {call[call.index("--tool") + 1]: call for call in finished.sanitizer_calls if "--tool" in call}

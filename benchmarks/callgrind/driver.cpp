@@ -65,6 +65,10 @@ Function* op(const char* name) {
 
 using Search = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, int64_t, int64_t, const Ids&);
 using Encode = Csr(const Tensor&, const Tensor&, int64_t);
+using Sets = std::tuple<Tensor, Tensor>;  // row_ptr, col_idx
+using FindSets = Sets(const Tensor&, int64_t, int64_t, int64_t);
+using Multiply = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+using Weigh = Csr(const Tensor&, const Tensor&, const Tensor&);
 using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&, int64_t);
 using Join = Csr(const Tensor&, const Tensor&, const Tensor&, double, int64_t, int64_t, int64_t);
 using Cluster = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, int64_t);
@@ -84,6 +88,20 @@ extern "C" {  // names that callgrind is given
 [[gnu::noinline]] void measured_k_reciprocal_encoding(Encode* encode, const Tensor& features, const Tensor& lists,
                                                       Csr& encoding) {
   encoding = encode(features, lists, kK1Half);
+}
+
+[[gnu::noinline]] void measured_k_reciprocal_sets(FindSets* find, const Tensor& lists, Sets& sets) {
+  sets = find(lists, kK1Half, 0, kRows);
+}
+
+[[gnu::noinline]] void measured_sampled_dots(Multiply* multiply, const Tensor& features, const Sets& sets,
+                                             Tensor& dots) {
+  dots = multiply(features, features, std::get<0>(sets), std::get<1>(sets));
+}
+
+[[gnu::noinline]] void measured_k_reciprocal_weights(Weigh* weigh, const Sets& sets, const Tensor& dots,
+                                                     Csr& encoding) {
+  encoding = weigh(std::get<0>(sets), std::get<1>(sets), dots);
 }
 
 [[gnu::noinline]] void measured_invariant_expansion(Expand* expand, const Csr& in, const Tensor& lists,
@@ -114,12 +132,16 @@ int main(int argc, char** argv) {
   const Tensor features = make_features();
   const Ids directions = make_directions(), cameras = make_ids(6), modalities = make_ids(2);
   const Tensor none({0}, ScalarType::Float);
-  Csr found{none, none, none}, again = found, encoding = found, expanded = found, distance = found;
-  std::tuple<Tensor, Tensor> clusters{none, none}, rounded = clusters;
+  Csr found{none, none, none}, again = found, encoding = found, in_pieces = found, expanded = found, distance = found;
+  std::tuple<Tensor, Tensor> clusters{none, none}, rounded = clusters, sets = clusters;
+  Tensor dots = none;
   measured_knn_graph(op<Search>("knn_graph"), features, found);
   measured_knn_graph_along_directions(op<Search>("knn_graph"), features, directions, again);
   const Tensor lists = std::get<0>(found);
   measured_k_reciprocal_encoding(op<Encode>("k_reciprocal_encoding"), features, lists, encoding);
+  measured_k_reciprocal_sets(op<FindSets>("k_reciprocal_sets"), lists, sets);
+  measured_sampled_dots(op<Multiply>("sampled_dots"), features, sets, dots);
+  measured_k_reciprocal_weights(op<Weigh>("k_reciprocal_weights"), sets, dots, in_pieces);
   measured_invariant_expansion(op<Expand>("invariant_expansion"), encoding, lists, cameras, modalities, expanded);
   measured_jaccard_distance(op<Join>("jaccard_distance"), expanded, distance);
   measured_dbscan(op<Cluster>("dbscan"), distance, clusters);
@@ -128,8 +150,13 @@ int main(int argc, char** argv) {
   // Inputs that leave the ops without work would be counted as fast.
   const int64_t* labels = std::get<0>(clusters).const_data_ptr<int64_t>();
   const int64_t num_clusters = *std::max_element(labels, labels + kRows) + 1;
-  const bool same = !std::memcmp(lists.mutable_data_ptr(), std::get<0>(again).mutable_data_ptr(), lists.num_bytes());
-  std::printf("%s: %lld clusters, %lld pairs, lists %s\n", dmic::simd().name, static_cast<long long>(num_clusters),
-              static_cast<long long>(std::get<1>(distance).size(0)), same ? "agree" : "DIFFER");
-  return num_clusters > kRows / kPerIdentity / 2 && same ? 0 : 1;
+  const auto same_bytes = [](const Tensor& a, const Tensor& b) {
+    return a.num_bytes() == b.num_bytes() && !std::memcmp(a.mutable_data_ptr(), b.mutable_data_ptr(), a.num_bytes());
+  };
+  const bool same = same_bytes(lists, std::get<0>(again));
+  const bool same_pieces = same_bytes(std::get<2>(encoding), std::get<2>(in_pieces));
+  std::printf("%s: %lld clusters, %lld pairs, lists %s, pieces %s\n", dmic::simd().name,
+              static_cast<long long>(num_clusters), static_cast<long long>(std::get<1>(distance).size(0)),
+              same ? "agree" : "DIFFER", same_pieces ? "agree" : "DIFFER");
+  return num_clusters > kRows / kPerIdentity / 2 && same && same_pieces ? 0 : 1;
 }

@@ -29,7 +29,8 @@ template <class Check>
   throw std::logic_error(concat(op, ": the GPU found wrong arguments and the CPU did not; this is a bug in dmic"));
 }
 
-inline void check_finite_on_device(const char* op, const Tensor& features, void* stream) {
+inline void check_finite_on_device(const char* op, const Tensor& features, void* stream,
+                                   const char* name = "features") {
   const int64_t rows = features.size(0), d = features.size(1);
   if (rows * d == 0) return;
   WrongFlag wrong(features);
@@ -37,14 +38,14 @@ inline void check_finite_on_device(const char* op, const Tensor& features, void*
   if (!wrong.is_set()) return;
   const Tensor copy = to_cpu(features);
   raise_on_cpu(op, rows, [&](Progress& progress) {
-    check_finite(progress, op, copy.const_data_ptr<float>(), rows, d);
+    check_finite(progress, op, copy.const_data_ptr<float>(), rows, d, name);
   });
 }
 
-inline void check_distinct(Progress& progress, const char* op, const int32_t* neighbor_idx, int64_t rows, int64_t k,
-                           int64_t distinct_columns) {
-  for_each_chunk(progress, rows, kRowsPerStructureCheck, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)
+inline void check_distinct(Progress& progress, const char* op, const int32_t* neighbor_idx, int64_t k,
+                           int64_t distinct_columns, int64_t first_row, int64_t last_row) {
+  for_each_chunk(progress, last_row - first_row, kRowsPerStructureCheck, [&](int64_t begin, int64_t end) {
+    for (int64_t i = first_row + begin; i < first_row + end; ++i)
       for (int64_t t = 0; t < distinct_columns; ++t) {
         const int32_t* list = neighbor_idx + i * k;
         DMIC_CHECK(std::find(list, list + t, list[t]) == list + t, op,
@@ -53,32 +54,32 @@ inline void check_distinct(Progress& progress, const char* op, const int32_t* ne
   });
 }
 
-// Every index in [0, rows), and the first `distinct_columns` of each row distinct.
+// Every index in [0, rows), and the first `distinct_columns` distinct in each of rows [first_row, last_row).
 inline void check_neighbors_on_device(const char* op, const Tensor& neighbor_idx, int64_t distinct_columns,
-                                      void* stream) {
+                                      int64_t first_row, int64_t last_row, void* stream) {
   const int64_t rows = neighbor_idx.size(0), k = neighbor_idx.size(1);
   if (rows * k == 0) return;
   WrongFlag wrong(neighbor_idx);
   check_launch(op, dmic_launch_check_neighbors(neighbor_idx.const_data_ptr<int32_t>(), rows, k, distinct_columns,
-                                               wrong.data(), stream));
+                                               first_row, last_row, wrong.data(), stream));
   if (!wrong.is_set()) return;
   const Tensor copy = to_cpu(neighbor_idx);
   raise_on_cpu(op, rows, [&](Progress& progress) {
     check_index_range(progress, op, copy.const_data_ptr<int32_t>(), rows, k);
-    check_distinct(progress, op, copy.const_data_ptr<int32_t>(), rows, k, distinct_columns);
+    check_distinct(progress, op, copy.const_data_ptr<int32_t>(), k, distinct_columns, first_row, last_row);
   });
 }
 
 // What check_csr_structure asks, and with values what check_encoding does.
-inline void check_rows_on_device(const char* op, const Tensor& row_ptr, const Tensor& col_idx, const Tensor* values,
-                                 void* stream) {
+inline void check_rows_on_device(const char* op, const Tensor& row_ptr, const Tensor& col_idx, int64_t cols,
+                                 const Tensor* values, void* stream) {
   const int64_t rows = row_ptr.size(0) - 1, nnz = col_idx.size(0);
   WrongFlag wrong(row_ptr);
   check_launch(op, dmic_launch_check_row_ptr(row_ptr.const_data_ptr<int64_t>(), rows, nnz, wrong.data(), stream));
   bool bad = wrong.is_set();
   if (!bad && nnz > 0) {  // row_ptr can be trusted from here on
     check_launch(op, dmic_launch_check_rows(row_ptr.const_data_ptr<int64_t>(), rows, col_idx.const_data_ptr<int32_t>(),
-                                            values ? values->const_data_ptr<int32_t>() : nullptr, wrong.data(),
+                                            cols, values ? values->const_data_ptr<int32_t>() : nullptr, wrong.data(),
                                             stream));
     bad = wrong.is_set();
   }
@@ -86,19 +87,20 @@ inline void check_rows_on_device(const char* op, const Tensor& row_ptr, const Te
   const Tensor row_ptr_copy = to_cpu(row_ptr), col_idx_copy = to_cpu(col_idx);
   raise_on_cpu(op, rows, [&](Progress& progress) {
     const int64_t* ptr = row_ptr_copy.const_data_ptr<int64_t>();
-    const int32_t* cols = col_idx_copy.const_data_ptr<int32_t>();
-    if (values) check_encoding(progress, op, ptr, rows, cols, to_cpu(*values).const_data_ptr<int32_t>(), nnz);
-    else check_csr_structure(progress, op, ptr, rows, cols, rows, nnz);
+    const int32_t* columns = col_idx_copy.const_data_ptr<int32_t>();
+    if (values) check_encoding(progress, op, ptr, rows, columns, to_cpu(*values).const_data_ptr<int32_t>(), nnz);
+    else check_csr_structure(progress, op, ptr, rows, columns, cols, nnz);
   });
 }
 
-inline void check_csr_structure_on_device(const char* op, const Tensor& row_ptr, const Tensor& col_idx, void* stream) {
-  check_rows_on_device(op, row_ptr, col_idx, nullptr, stream);
+inline void check_csr_structure_on_device(const char* op, const Tensor& row_ptr, const Tensor& col_idx, int64_t cols,
+                                          void* stream) {
+  check_rows_on_device(op, row_ptr, col_idx, cols, nullptr, stream);
 }
 
 inline void check_encoding_on_device(const char* op, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
                                      void* stream) {
-  check_rows_on_device(op, row_ptr, col_idx, &values, stream);
+  check_rows_on_device(op, row_ptr, col_idx, row_ptr.size(0) - 1, &values, stream);
 }
 
 }  // namespace dmic

@@ -46,14 +46,14 @@ class Expander {
   CsrTensors run() {
     Progress progress(kOp, kStages * rows_);
     check_encoding_on_device(kOp, row_ptr_, col_idx_, values_, stream_);
-    check_neighbors_on_device(kOp, neighbor_idx_, 0, stream_);
+    check_neighbors_on_device(kOp, neighbor_idx_, 0, 0, rows_, stream_);
     check_not_negative_on_device("camera_ids", camera_ids_);
     check_not_negative_on_device("modality_ids", modality_ids_);
     if (k2_ == 1 || rows_ == 0) {
       progress.finish();  // outputs never alias inputs
       return {copy_of(row_ptr_), copy_of(col_idx_), copy_of(values_)};
     }
-    check_neighbors_on_device(kOp, neighbor_idx_, k2_, stream_);
+    check_neighbors_on_device(kOp, neighbor_idx_, k2_, 0, rows_, stream_);
     weigh(progress);
     CsrTensors expanded = merge(progress);
     progress.finish();

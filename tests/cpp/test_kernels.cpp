@@ -393,11 +393,14 @@ Csr<int32_t> encode_emulated(const std::vector<float>& features, const std::vect
   const std::vector<int64_t> row_ptr = row_ptr_of(lengths);
   const int64_t nnz = row_ptr.back();
   std::vector<int32_t> col_idx(nnz), values(nnz);
-  std::vector<double> scratch(nnz);
+  std::vector<double> dots(nnz);
+  unsigned long long wrong = 0;
   expand(row_ptr.data(), col_idx.data());
   run(dmic_launch_sort_rows(row_ptr.data(), 0, kRows, 10, col_idx.data(), nullptr));
-  run(dmic_launch_weigh_members(features.data(), 0, kRows, kDim, row_ptr.data(), col_idx.data(), scratch.data(),
-                                values.data(), lengths.data(), nullptr));
+  run(dmic_launch_sampled_dots(features.data(), features.data(), 0, kRows, kDim, row_ptr.data(), col_idx.data(),
+                               dots.data(), nullptr));
+  run(dmic_launch_weigh_members(0, kRows, row_ptr.data(), dots.data(), values.data(), lengths.data(), &wrong, nullptr));
+  check(wrong == 0, "dot products of features are called wrong");
   Csr<int32_t> encoding;
   encoding.row_ptr = row_ptr_of(lengths);
   encoding.col_idx.resize(encoding.row_ptr.back());
@@ -575,7 +578,7 @@ void what_is_wrong_is_found_and_nothing_else() {
   };
   const auto wrong_lists = [&](std::vector<int32_t> lists, int64_t distinct) {
     return wrong([&](auto* found) {
-      return dmic_launch_check_neighbors(lists.data(), kRows, kK1, distinct, found, nullptr);
+      return dmic_launch_check_neighbors(lists.data(), kRows, kK1, distinct, 0, kRows, found, nullptr);
     });
   };
   const auto wrong_row_ptr = [&](std::vector<int64_t> row_ptr) {
@@ -585,7 +588,8 @@ void what_is_wrong_is_found_and_nothing_else() {
   };
   const auto wrong_rows = [&](std::vector<int32_t> col_idx, std::vector<int32_t> values) {
     return wrong([&](auto* found) {
-      return dmic_launch_check_rows(encoding.row_ptr.data(), kRows, col_idx.data(), values.data(), found, nullptr);
+      return dmic_launch_check_rows(encoding.row_ptr.data(), kRows, col_idx.data(), kRows, values.data(), found,
+                                    nullptr);
     });
   };
   const auto edited = [](auto values, int64_t at, auto value) {

@@ -17,6 +17,7 @@ from compare import assert_same_bits
 from generators import csr_from_dense, gallery, random_encoding_rows
 
 import dmic
+from dmic import ops
 
 FEATURES = gallery(3000, 700).features
 
@@ -31,18 +32,24 @@ def runs() -> dict[str, Callable]:
     """Every op on an input that takes it some time: runs[op](progress=...)."""
     neighbor_idx = dmic.knn_graph(FEATURES, 40)[0]
     encoding = dmic.k_reciprocal_encoding(FEATURES, neighbor_idx, 20)
+    sets = ops.k_reciprocal_sets(neighbor_idx, 20)
+    dots = ops.sampled_dots(FEATURES, FEATURES, *sets)
     wide = long_encoding()
     chain = dmic.jaccard_distance(dmic.invariant_expansion(encoding, neighbor_idx, 32), 1.0)
     return {
         "knn_graph": lambda **options: dmic.knn_graph(FEATURES, 40, **options),
         "k_reciprocal_encoding": lambda **options: dmic.k_reciprocal_encoding(FEATURES, neighbor_idx, 20, **options),
+        "k_reciprocal_sets": lambda **options: ops.k_reciprocal_sets(neighbor_idx, 20, 100, **options),
+        "sampled_dots": lambda **options: ops.sampled_dots(FEATURES, FEATURES, *sets, **options),
+        "k_reciprocal_weights": lambda **options: ops.k_reciprocal_weights(*sets, dots, **options),
         "invariant_expansion": lambda **options: dmic.invariant_expansion(encoding, neighbor_idx, 32, **options),
         "jaccard_distance": lambda **options: dmic.jaccard_distance(wide, 1.0, **options),
         "dbscan": lambda **options: dmic.dbscan(chain, 0.6, 4, **options),
     }
 
 
-OPS = ["knn_graph", "k_reciprocal_encoding", "invariant_expansion", "jaccard_distance", "dbscan"]
+PIECES = ["k_reciprocal_sets", "sampled_dots", "k_reciprocal_weights"]
+OPS = ["knn_graph", "k_reciprocal_encoding", *PIECES, "invariant_expansion", "jaccard_distance", "dbscan"]
 
 
 @pytest.mark.parametrize("op", OPS)

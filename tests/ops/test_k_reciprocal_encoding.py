@@ -1,4 +1,4 @@
-"""k_reciprocal_encoding: softmax weights over the expanded k-reciprocal sets, in units of 2**-30."""
+"""k_reciprocal_encoding: softmax weights over the expanded k-reciprocal sets, in units of 2**-30; and its pieces."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ import oracles
 import pytest
 import torch
 from compare import assert_refused, assert_reproducible, assert_same_bits
-from generators import duplicated_features, edited, gallery, grid_features, has_ties, random_lists, row_sums
+from generators import (
+    csr_from_dense,
+    damaged_rows,
+    duplicated_features,
+    edited,
+    gallery,
+    grid_features,
+    has_ties,
+    random_lists,
+    row_sums,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import dmic
-from dmic import reference
+from dmic import ops, reference
 from dmic.csr import ONE
 
 SHAPES = [  # N, d, k1
@@ -272,3 +282,299 @@ def test_the_lowest_bad_row_is_named_whatever_thread_meets_it_first(threads):
     for _ in range(20):
         with pytest.raises(ValueError, match=r"twice in row 63$"):
             dmic.k_reciprocal_encoding(features, lists, 5)
+
+
+# ---- the pieces: sets, dot products, weights -----------------------------------------------------------------------
+
+
+def searched(features: np.ndarray, k1: int, k1_half: int) -> tuple[np.ndarray, np.ndarray, int]:
+    return features, reference.knn_graph(features, k1)[0], k1_half
+
+
+def scaled(scale: float) -> tuple[np.ndarray, np.ndarray, int]:
+    features = gallery(173, 40, seed=5).features
+    return (features.astype(np.float64) * scale).astype(np.float32), reference.knn_graph(features, 20)[0], 10
+
+
+GALLERIES = {
+    **{f"{n} x {d}, k1={k1}": (gallery(n, d, seed=n).features, k1, half_in_range(k1)) for n, d, k1 in SHAPES},
+    **{f"k1_half={k1_half}": (gallery(149, 12, seed=1).features, 24, k1_half) for k1_half in (0, 1, 23)},
+    "duplicates": (duplicated_features(300, 24, copies=50, seed=4)[0], 10, 5),
+    "equal rows": (np.full((70, 11), 0.3, np.float32), 9, 4),
+    "weights that round to zero": (4 * gallery(173, 40, seed=5, noise=2.0).features, 20, 10),
+}
+INPUTS = {
+    **{name: lambda arguments=arguments: searched(*arguments) for name, arguments in GALLERIES.items()},
+    **{f"norms around {scale}": lambda scale=scale: scaled(scale) for scale in (1e-43, 1e-30, 1e-3, 5.0, 1e30, 3e38)},
+    "any lists": lambda: (gallery(157, 9).features, random_lists(157, 12), 6),
+    "no samples": lambda: (np.zeros((0, 7), np.float32), np.zeros((0, 5), np.int32), 2),
+}
+
+
+def random_pattern(num_rows: int, num_cols: int, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rows = csr_from_dense(np.random.default_rng(seed).random((num_rows, num_cols)) < share)
+    return rows.row_ptr, rows.col_idx
+
+
+def columns_between(pattern, low: int, high: int) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """What a pattern stores in columns [low, high), counted from `low`; and where it stores that."""
+    row_ptr, col_idx = map(np.asarray, pattern)
+    inside = (low <= col_idx) & (col_idx < high)
+    return (np.concatenate([[0], inside.cumsum()])[row_ptr], col_idx[inside] - np.int32(low)), inside
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_pieces_equal_the_reference_and_make_the_encoding(backend, name):
+    features, idx, k1_half = INPUTS[name]()
+    sets = backend.k_reciprocal_sets(idx, k1_half)
+    want = tuple(map(torch.from_numpy, reference.k_reciprocal_sets(idx, k1_half)))
+    assert_same_bits(sets, want)
+    dots = backend.sampled_dots(features, features, *sets)
+    assert_same_bits(dots, reference.sampled_dots(features, features, *(a.numpy() for a in sets)))
+    weights = backend.k_reciprocal_weights(*sets, dots)
+    assert_same_bits(weights, backend.k_reciprocal_encoding(features, idx, k1_half))
+    assert_same_bits(weights, reference.k_reciprocal_weights(*(a.numpy() for a in (*sets, dots))).to("cpu"))
+
+
+@pytest.mark.parametrize("lists", [random_lists(97, 20, seed=1), searched(gallery(97, 9).features, 20, 10)[1]])
+def test_sets_of_any_rows_are_those_of_the_whole(backend, lists):
+    row_ptr, col_idx = backend.k_reciprocal_sets(lists, 10)
+    for begin, end in ((0, 97), (0, 0), (97, 97), (40, 40), (0, 1), (96, 97), (31, 32), (0, 64), (64, 97), (13, 90)):
+        found = backend.k_reciprocal_sets(lists, 10, begin, end)
+        members = slice(int(row_ptr[begin]), int(row_ptr[end]))
+        assert_same_bits(found, (row_ptr[begin : end + 1] - row_ptr[begin], col_idx[members]))
+        want = tuple(map(torch.from_numpy, reference.k_reciprocal_sets(lists, 10, begin, end)))
+        assert_same_bits(found, want)
+
+
+def test_only_rows_that_are_wanted_must_be_distinct(backend):
+    lists = random_lists(90, 8)
+    broken = edited(edited(lists, (20, 7), lists[20, 2]), (40, 0), lists[40, 5])
+    assert len(backend.k_reciprocal_sets(broken, 4, 21, 40)[0]) == 20
+    for begin, end, row in ((20, 40, 20), (21, 41, 40), (0, 90, 20)):
+        run = lambda: backend.k_reciprocal_sets(broken, 4, begin, end)  # noqa: B023, E731
+        assert_refused(run, "k_reciprocal_sets", "neighbor_idx", f"twice in row {row}")
+
+
+@pytest.mark.parametrize("block", [1, 7, 64, 200])
+def test_dots_of_blocks_put_together_are_the_whole(backend, block):
+    features = gallery(103, 130).features
+    pattern = random_pattern(103, 103, 0.1)
+    whole = backend.sampled_dots(features, features, *pattern)
+    together = torch.full_like(whole, torch.nan)
+    for low in range(0, 103, block):
+        part, at = columns_between(pattern, low, low + block)
+        together[at] = backend.sampled_dots(features, features[low : low + block], *part)
+    assert_same_bits(together, whole)
+    row_ptr, col_idx = pattern
+    for low in range(0, 103, max(block, 20)):
+        ends = row_ptr[low : low + block + 1]
+        part = ends - ends[0], col_idx[ends[0] : ends[-1]]
+        assert_same_bits(backend.sampled_dots(features[low : low + block], features, *part), whole[ends[0] : ends[-1]])
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (5, 300, 3), (300, 5, 129), (67, 70, 2048), (9, 11, 0)])
+def test_dots_of_any_pattern_equal_the_reference(backend, n, m, d):
+    rows, others = gallery(n, max(d, 1), 1).features[:, :d], gallery(m, max(d, 1), 2).features[:, :d]
+    for share in (0.0, 0.2, 1.0):
+        pattern = random_pattern(n, m, share)
+        got = backend.sampled_dots(rows, others, *pattern)
+        assert got.dtype == torch.float64
+        assert_same_bits(got, reference.sampled_dots(rows, others, *pattern))
+
+
+def test_weights_may_have_other_columns_than_rows(backend):
+    for n, m in ((3, 1000), (1000, 3), (40, 40)):
+        pattern = random_pattern(n, m, 0.4)
+        dots = np.random.default_rng(1).normal(0, 4, len(pattern[1]))
+        got = backend.k_reciprocal_weights(*pattern, dots, m)
+        assert got.shape == (n, m)
+        got.validate()
+        assert_same_bits(got, reference.k_reciprocal_weights(*pattern, dots, m).to("cpu"))
+        assert np.array_equal(row_sums(got), np.where(np.diff(pattern[0]) > 0, ONE, 0))
+    assert got.nnz < len(dots), "some weights must round to zero"
+
+
+@pytest.mark.parametrize("largest", [0.0, 1.0, 1e300, 2.0**1022])
+def test_weights_of_any_finite_dots(backend, largest):
+    dots = np.array([largest, -largest, largest, -largest / 2, 0.0])
+    pattern = np.array([0, 4, 5]), np.array([0, 3, 5, 6, 1], np.int32)
+    got = backend.k_reciprocal_weights(*pattern, dots, 7)
+    assert_same_bits(got, reference.k_reciprocal_weights(*pattern, dots, 7).to("cpu"))
+    if largest > 1:
+        assert got.values.tolist() == [ONE // 2, ONE // 2, ONE]
+
+
+def test_the_pieces_are_reproducible(backend):
+    features, idx, k1_half = searched(gallery(331, 60, seed=6).features, 25, 12)
+    arrays = tuple(map(backend.put, (features, idx, *backend.k_reciprocal_sets(idx, k1_half))))
+    dots = backend.put(backend.sampled_dots(features, features, *arrays[2:]))
+
+    def run() -> tuple:
+        sets = backend.k_reciprocal_sets(arrays[1], k1_half, 20, 300)
+        products = backend.sampled_dots(arrays[0], arrays[0], *arrays[2:])
+        return sets, products, backend.k_reciprocal_weights(*arrays[2:], dots)
+
+    assert_reproducible(run, [arrays, dots], backend)
+
+
+def test_the_pieces_take_strided_views_and_wider_integers(backend):
+    features, idx, k1_half = searched(gallery(80, 24).features, 12, 6)
+    sets = backend.k_reciprocal_sets(idx, k1_half)
+    dots = backend.sampled_dots(features, features, *sets)
+    wide = torch.from_numpy(np.repeat(features, 2, axis=1))
+    lists = torch.from_numpy(idx)
+    for variant in (lists.long(), lists.to(torch.int16), lists.T.contiguous().T, lists.repeat(1, 2)[:, :12]):
+        assert_same_bits(backend.k_reciprocal_sets(variant, k1_half), sets)
+    for rows, others in ((wide[:, ::2], features), (features, wide[:, ::2]), (wide[:, ::2].T.contiguous().T, features)):
+        assert_same_bits(backend.sampled_dots(rows, others, *sets), dots)
+    row_ptr, col_idx = (a.repeat_interleave(2)[::2] for a in sets)
+    assert_same_bits(backend.sampled_dots(features.astype(np.float64), features, row_ptr.int(), col_idx.long()), dots)
+    weights = backend.k_reciprocal_weights(row_ptr.int(), col_idx.long(), dots.repeat_interleave(2)[::2])
+    assert_same_bits(weights, backend.k_reciprocal_encoding(features, idx, k1_half))
+
+
+def test_the_pieces_give_back_the_kind_that_went_in(backend):
+    features, idx, k1_half = searched(gallery(20, 4).features, 6, 3)
+    for kind, make in ((np.ndarray, np.asarray), (torch.Tensor, lambda a: backend.put(torch.from_numpy(a)))):
+        sets = ops.k_reciprocal_sets(make(idx), k1_half)
+        dots = ops.sampled_dots(make(features), make(features), *sets)
+        weights = ops.k_reciprocal_weights(*sets, dots)
+        results = (*sets, dots, weights.row_ptr, weights.col_idx, weights.values)
+        assert all(isinstance(a, kind) for a in results)
+        assert kind is np.ndarray or {a.device.type for a in results} == {backend.device}
+
+
+PATTERN = random_pattern(32, 32, 0.3)
+DOTS = reference.sampled_dots(FEATURES, FEATURES, *PATTERN)
+
+
+@pytest.mark.parametrize(
+    ("neighbor_idx", "k1_half", "begin", "end", "parts"),
+    [
+        (LISTS, -1, 0, 32, ["k1_half", "-1"]),
+        (LISTS, 8, 0, 32, ["k1_half", "8"]),
+        (LISTS, 2.5, 0, 32, ["k1_half", "2.5"]),
+        (LISTS, 4, -1, 32, ["begin=-1"]),
+        (LISTS, 4, 5, 4, ["begin=5", "end=4"]),
+        (LISTS, 4, 0, 33, ["end=33", "N=32"]),
+        (LISTS, 4, 0.5, 32, ["begin", "0.5"]),
+        (LISTS, 4, 0, "a", ["end", "'a'"]),
+        (LISTS[0], 4, 0, 8, ["neighbor_idx", "[8]"]),
+        (LISTS[0, 0], 4, 0, None, ["neighbor_idx", "[]"]),
+        (LISTS.astype(np.float32), 4, 0, 32, ["neighbor_idx", "float32"]),
+        (edited(WIDE_LISTS, (30, 7), -1), 4, 0, 8, ["neighbor_idx", "-1"]),
+        (edited(WIDE_LISTS, (30, 7), 32), 4, 0, 8, ["neighbor_idx", "32", "row 30"]),
+        (edited(WIDE_LISTS, (30, 7), LISTS[30, 2]), 4, 8, 32, ["neighbor_idx", f"{LISTS[30, 2]}", "row 30"]),
+    ],
+)
+def test_bad_arguments_of_sets_are_named(neighbor_idx, k1_half, begin, end, parts):
+    assert_refused(lambda: ops.k_reciprocal_sets(neighbor_idx, k1_half, begin, end), "k_reciprocal_sets", *parts)
+
+
+@pytest.mark.parametrize(
+    ("rows", "others", "parts"),
+    [
+        (FEATURES[0], FEATURES, ["rows", "[6]"]),
+        (FEATURES, FEATURES[0], ["others", "[6]"]),
+        (FEATURES.astype(np.int32), FEATURES, ["rows", "int32"]),
+        (FEATURES, FEATURES > 0, ["others", "bool"]),
+        (FEATURES, FEATURES[:, :5], ["others", "6", "[32, 5]"]),
+        (FEATURES[:31], FEATURES, ["row_ptr", "31", "[33]"]),
+        (FEATURES, FEATURES[:30], ["col_idx", "[0, 30)"]),
+        (FEATURES, 1e40 * FEATURES.astype(np.float64), ["others", "float32"]),
+    ],
+)
+def test_bad_arguments_of_dots_are_named(rows, others, parts):
+    assert_refused(lambda: ops.sampled_dots(rows, others, *PATTERN), "sampled_dots", *parts)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pieces_refuse_what_is_not_finite(backend, value):
+    wrong = edited(FEATURES, (17, 4), value)
+    for name, rows, others in (("rows", wrong, FEATURES), ("others", FEATURES, wrong)):
+        run = lambda: backend.sampled_dots(rows, others, *PATTERN)  # noqa: B023, E731
+        assert_refused(run, "sampled_dots", name, "finite", str(value), "row 17")
+    at = PATTERN[0][17]
+    run = lambda: backend.k_reciprocal_weights(*PATTERN, edited(DOTS, [at, at + 9], value))  # noqa: E731
+    assert_refused(run, "k_reciprocal_weights", "dots", "finite", str(value), "row 17")
+
+
+@pytest.mark.parametrize("value", [2.0**1023, -(2.0**1023), np.finfo(np.float64).max])
+def test_dots_that_overflow_when_doubled_are_refused(backend, value):
+    run = lambda: backend.k_reciprocal_weights(*PATTERN, edited(DOTS, -1, value))  # noqa: E731
+    assert_refused(run, "k_reciprocal_weights", "dots", "2^1023")
+
+
+@pytest.mark.parametrize(
+    ("dots", "num_cols", "parts"),
+    [
+        (DOTS.astype(np.float32), None, ["dots", "float32"]),
+        (DOTS[:-1], None, ["dots", f"{len(DOTS) - 1}"]),
+        (DOTS[None], None, ["dots", f"[1, {len(DOTS)}]"]),
+        (DOTS, 31, ["col_idx", "31"]),
+        (DOTS, -1, ["num_cols", "-1"]),
+        (DOTS, "all", ["num_cols", "'all'"]),
+    ],
+)
+def test_bad_arguments_of_weights_are_named(dots, num_cols, parts):
+    assert_refused(lambda: ops.k_reciprocal_weights(*PATTERN, dots, num_cols), "k_reciprocal_weights", *parts)
+
+
+def test_a_broken_pattern_is_refused(backend):
+    features = backend.put(FEATURES)
+    broken = [pair for pair in damaged_rows(dmic.Csr(*PATTERN, DOTS, 32)) if pair[0].values is DOTS]
+    for damaged, parts in broken[:-1]:  # the last one has a wrong num_cols
+        pattern = backend.put(damaged.row_ptr), backend.put(damaged.col_idx)
+        run = lambda a=pattern: backend.raw.sampled_dots(features, features, *a)  # noqa: E731
+        assert_refused(run, "sampled_dots", *parts)
+        if damaged.col_idx.max() < 32:  # weights know no last column
+            run = lambda a=pattern: backend.raw.k_reciprocal_weights(*a, backend.put(DOTS))  # noqa: E731
+            assert_refused(run, "k_reciprocal_weights", *parts)
+    assert len(broken) == 12
+
+
+def test_the_raw_pieces_check_their_arguments_too(backend):
+    features, lists, dots, *pattern = map(backend.put, (FEATURES, LISTS, DOTS, *PATTERN))
+    for args in ((lists.long(), 4, 0, 8), (lists, 8, 0, 8), (lists, 4, 8, 33)):
+        assert_refused(lambda args=args: backend.raw.k_reciprocal_sets(*args), "k_reciprocal_sets")
+    for args in ((features.double(), features), (features, features.half()), (features[:4], features)):
+        assert_refused(lambda args=args: backend.raw.sampled_dots(*args, *pattern), "sampled_dots")
+    assert_refused(lambda: backend.raw.k_reciprocal_weights(*pattern, dots.float()), "k_reciprocal_weights")
+
+
+@pytest.mark.not_emulated("fakes belong to torch.ops.dmic")
+def test_opcheck_of_the_pieces(backend):
+    features, lists, dots, row_ptr, col_idx = map(backend.put, (FEATURES, LISTS, DOTS, *PATTERN))
+    for args in ((lists, 4, 0, 32), (lists, 4, 5, 5), (lists[:, :5], 2, 3, 9)):
+        torch.library.opcheck(torch.ops.dmic.k_reciprocal_sets, args)
+    for args in ((features, features, row_ptr, col_idx), (features[:0], features, row_ptr[:1], col_idx[:0])):
+        torch.library.opcheck(torch.ops.dmic.sampled_dots, args)
+    for args in ((row_ptr, col_idx, dots), (row_ptr[:1], col_idx[:0], dots[:0])):
+        torch.library.opcheck(torch.ops.dmic.k_reciprocal_weights, args)
+
+
+@pytest.mark.not_emulated("fakes belong to torch.ops.dmic")
+def test_the_pieces_compile(backend, dynamic_shapes):
+    features, lists = backend.put(FEATURES), backend.put(LISTS)
+
+    def doubled_weights(x, idx):
+        row_ptr, col_idx = torch.ops.dmic.k_reciprocal_sets(idx, 4, 0, 32)
+        dots = torch.ops.dmic.sampled_dots(x, x, row_ptr, col_idx)
+        return torch.ops.dmic.k_reciprocal_weights(row_ptr, col_idx, dots)[2] * 2
+
+    compiled = torch.compile(doubled_weights, fullgraph=True, backend="aot_eager")
+    assert_same_bits(compiled(features, lists), doubled_weights(features, lists))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 300), st.floats(0, 1), st.integers(0, 10**6))
+def test_pieces_of_any_small_pattern_equal_the_reference(n, m, d, share, seed):
+    random = np.random.default_rng(seed)
+    rows, others = (random.normal(0, 1 + seed % 7, (size, d)).astype(np.float32) for size in (n, m))
+    pattern = random_pattern(n, m, share, seed)
+    dots = ops.sampled_dots(rows, others, *pattern)
+    assert_same_bits(dots, reference.sampled_dots(rows, others, *pattern))
+    got = ops.k_reciprocal_weights(*pattern, dots, m)
+    assert_same_bits(got, reference.k_reciprocal_weights(*pattern, dots, m))
+    assert np.array_equal(row_sums(got), np.where(np.diff(pattern[0]) > 0, ONE, 0))

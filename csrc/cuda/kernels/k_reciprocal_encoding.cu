@@ -79,7 +79,8 @@ class SampleSet {
 // Mapping:  persistent; one warp per row, lane t takes entries t, t + 32, ... of a list. The sets are bits in global
 //           scratch of the warp, zero between rows.
 // Reads:    the masks and lists of the row and of its reciprocal neighbours, two or three times, later from L1.
-// Writes:   lengths [rows], or the members to col_idx at row_ptr, in no order; each row's bits by atomics on L2.
+// Writes:   lengths, or the members to col_idx at row_ptr, in no order, both of which start with first_row; each row's
+//           bits by atomics on L2.
 // Limits:   any k1 and any number of members; rows < 2^31; the caller checks.
 // Cost:     rows k1 half tests and about rows (k1 + members) atomics of 32 bits; bound by the latency of L2.
 template <bool kFill>
@@ -94,7 +95,7 @@ __global__ void expand_kernel(const int32_t* __restrict__ neighbor_idx, int64_t 
   for (int64_t row = first_row + warp; row < last_row; row += warps) {
     const int32_t* list = neighbor_idx + row * k1;
     const uint32_t* mask = reciprocal_mask + row * words;
-    int32_t* members = kFill ? col_idx + row_ptr[row] : nullptr;
+    int32_t* members = kFill ? col_idx + row_ptr[row - first_row] : nullptr;
     int64_t count = 0;
     const auto append = [&](bool added, int32_t j) {
       const unsigned votes = __ballot_sync(kAllLanes, added);
@@ -129,7 +130,7 @@ __global__ void expand_kernel(const int32_t* __restrict__ neighbor_idx, int64_t 
       if (3 * shared > 2 * size)
         for_each_of_half_set(q, [&](bool marked, int32_t j) { append(marked && expanded.insert(j), j); });
     });
-    if (!kFill && lane_index() == 0) lengths[row] = static_cast<int32_t>(count);
+    if (!kFill && lane_index() == 0) lengths[row - first_row] = static_cast<int32_t>(count);
     __syncwarp();
     for_each_reciprocal([&](int32_t q) {
       if (lane_index() == 0) {
@@ -166,47 +167,67 @@ __global__ void sort_rows_kernel(const int64_t* __restrict__ row_ptr, int64_t fi
   }
 }
 
-// Softmax of 2 x_i . x_j - 2 over the members j of row i, in fixed point.
-// Mapping:  one warp per row; the warp takes the dot products of four members at a time, then a lane every 32nd member.
-// Reads:    features: the row and its members, coalesced, mostly from L2, where neighbours of neighbours meet.
-// Writes:   values [nnz] and lengths [rows], once; scratch [nnz], written twice and read twice.
-// Limits:   at most 2^30 members, or the largest share may be zero; finite features; the caller checks.
+// Dot products of each row with the others that its columns name.
+// Mapping:  one warp per row, which takes four columns at a time.
+// Reads:    the row and the others, coalesced, mostly from L2, where neighbours of neighbours meet.
+// Writes:   dots [nnz], once.
+// Limits:   a sound pattern; the caller checks.
 // Cost:     nnz d float64 multiply-adds and 5 nnz d bytes; bound by L2 and by the conversions to float64.
-__global__ void weigh_members_kernel(const float* __restrict__ features, int64_t first_row, int64_t last_row, int64_t d,
-                                     const int64_t* __restrict__ row_ptr, const int32_t* __restrict__ col_idx,
-                                     double* scratch, int32_t* values, int32_t* __restrict__ lengths) {
+__global__ void sampled_dots_kernel(const float* __restrict__ rows, const float* __restrict__ others,
+                                    int64_t first_row, int64_t last_row, int64_t d,
+                                    const int64_t* __restrict__ row_ptr, const int32_t* __restrict__ col_idx,
+                                    double* __restrict__ dots) {
+  const int64_t row = first_row + static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp_index();
+  if (row >= last_row) return;
+  const int64_t begin = row_ptr[row], end = row_ptr[row + 1];
+  const bool aligned = rows_are_aligned(rows, d) && rows_are_aligned(others, d);
+  for (int64_t base = begin; base < end; base += kDotsAtOnce) {
+    const float* named[kDotsAtOnce];
+    for (int r = 0; r < kDotsAtOnce; ++r) named[r] = others + col_idx[min(base + r, end - 1)] * d;
+    double found[kDotsAtOnce];
+    warp_dots<kDotsAtOnce>(rows + row * d, named, d, aligned, found);
+#pragma unroll
+    for (int r = 0; r < kDotsAtOnce; ++r)
+      if (lane_index() == r && base + r < end) dots[base + r] = found[r];
+  }
+}
+
+// Softmax of 2 dot - 2 over each row, in fixed point.
+// Mapping:  one warp per row, lane t takes entries t, t + 32, ...
+// Reads:    dots [nnz], three times, coalesced, later from L1.
+// Writes:   values [nnz] and lengths [rows], once; wrong by atomicOr, and nothing else of a row that cannot be weighed.
+// Limits:   a sound row_ptr; the caller checks.
+// Cost:     28 nnz bytes and 2 nnz exponentials in float64; memory-bound.
+__global__ void weigh_members_kernel(int64_t first_row, int64_t last_row, const int64_t* __restrict__ row_ptr,
+                                     const double* __restrict__ dots, int32_t* values, int32_t* __restrict__ lengths,
+                                     unsigned long long* wrong) {
   const int lane = lane_index();
   const int64_t row = first_row + static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp_index();
   if (row >= last_row) return;
   const int64_t begin = row_ptr[row], count = row_ptr[row + 1] - begin;
-  const int32_t* members = col_idx + begin;
-  double* weights = scratch + begin;
-  const bool aligned = rows_are_aligned(features, d);
   double largest = -HUGE_VAL;
-  for (int64_t base = 0; base < count; base += kDotsAtOnce) {
-    const float* others[kDotsAtOnce];
-    for (int r = 0; r < kDotsAtOnce; ++r) others[r] = features + members[min(base + r, count - 1)] * d;
-    double dots[kDotsAtOnce];
-    warp_dots<kDotsAtOnce>(features + row * d, others, d, aligned, dots);
-    for (int r = 0; r < kDotsAtOnce; ++r) {
-      const double t = 2.0 * dots[r] - 2.0;
-      largest = t > largest ? t : largest;
-      if (lane == r && base + r < count) weights[base + r] = t;
-    }
-  }
-  __syncwarp();
-  uint64_t total = 0;
+  bool bad = count > kOne;
   for (int64_t t = lane; t < count; t += kWarp) {
-    const uint64_t weight = fixed_exp(weights[t] - largest);
-    weights[t] = static_cast<double>(weight);  // exact: at most 2^32
-    total += weight;
+    const double dot = dots[begin + t];
+    bad |= !(fabs(dot) < kDotLimit);
+    largest = dot > largest ? dot : largest;
   }
+  if (__any_sync(kAllLanes, bad)) {  // whole warps leave together
+    if (lane == 0) atomicOr(wrong, 1ull);
+    return;
+  }
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const double other = __shfl_xor_sync(kAllLanes, largest, step);
+    largest = other > largest ? other : largest;
+  }
+  uint64_t total = 0;
+  for (int64_t t = lane; t < count; t += kWarp) total += fixed_weight(dots[begin + t], largest);
   for (int step = kWarp / 2; step > 0; step /= 2) total += __shfl_xor_sync(kAllLanes, total, step);
   ShareSummary summary;
   int64_t stored = 0;
   for (int64_t base = 0; base < count; base += kWarp) {
     const int64_t t = base + lane;
-    const int32_t share = t < count ? fixed_share(static_cast<uint64_t>(weights[t]), total) : 0;
+    const int32_t share = t < count ? fixed_share(fixed_weight(dots[begin + t], largest), total) : 0;
     if (t < count) values[begin + t] = share;
     summary.add(share, t);
     stored += __popc(__ballot_sync(kAllLanes, share > 0));
@@ -275,13 +296,19 @@ const char* dmic_launch_sort_rows(const int64_t* row_ptr, int64_t first_row, int
                 static_cast<cudaStream_t>(stream), row_ptr, first_row, last_row, capacity, col_idx);
 }
 
-const char* dmic_launch_weigh_members(const float* features, int64_t first_row, int64_t last_row, int64_t d,
-                                      const int64_t* row_ptr, const int32_t* col_idx, double* scratch, int32_t* values,
-                                      int32_t* lengths, void* stream) {
+const char* dmic_launch_sampled_dots(const float* rows, const float* others, int64_t first_row, int64_t last_row,
+                                     int64_t d, const int64_t* row_ptr, const int32_t* col_idx, double* dots,
+                                     void* stream) {
+  using namespace dmic;
+  return launch(sampled_dots_kernel, blocks_for(last_row - first_row), kWarpsPerBlock * kWarp, 0,
+                static_cast<cudaStream_t>(stream), rows, others, first_row, last_row, d, row_ptr, col_idx, dots);
+}
+
+const char* dmic_launch_weigh_members(int64_t first_row, int64_t last_row, const int64_t* row_ptr, const double* dots,
+                                      int32_t* values, int32_t* lengths, unsigned long long* wrong, void* stream) {
   using namespace dmic;
   return launch(weigh_members_kernel, blocks_for(last_row - first_row), kWarpsPerBlock * kWarp, 0,
-                static_cast<cudaStream_t>(stream), features, first_row, last_row, d, row_ptr, col_idx, scratch, values,
-                lengths);
+                static_cast<cudaStream_t>(stream), first_row, last_row, row_ptr, dots, values, lengths, wrong);
 }
 
 const char* dmic_launch_drop_zeros(const int64_t* row_ptr, const int32_t* col_idx, const int32_t* values,

@@ -24,7 +24,8 @@ extern "C" const char* dmic_launch_mark_reciprocal(const int32_t* neighbor_idx, 
 // More blocks than these of the expansion do not run at the same time.
 extern "C" int64_t dmic_expand_reciprocal_blocks();
 
-// The expanded sets. Without row_ptr: their sizes, lengths [rows]. With it: their members to col_idx, in no order.
+// The expanded sets. Without row_ptr: their sizes, lengths [last_row - first_row]. With it [last_row - first_row + 1]:
+// their members to col_idx, in no order.
 // sets [blocks, kExpandWarps, 2, mask_words(rows)] is zero, and is left so.
 extern "C" const char* dmic_launch_expand_reciprocal(const int32_t* neighbor_idx, int64_t rows, int64_t first_row,
                                                      int64_t last_row, int64_t k1, int64_t half,
@@ -36,10 +37,16 @@ extern "C" const char* dmic_launch_expand_reciprocal(const int32_t* neighbor_idx
 extern "C" const char* dmic_launch_sort_rows(const int64_t* row_ptr, int64_t first_row, int64_t last_row,
                                              int64_t capacity, int32_t* col_idx, void* stream);
 
-// values [nnz]: the shares of each row, zeros among them; lengths [rows]: how many are not zero. scratch [nnz].
-extern "C" const char* dmic_launch_weigh_members(const float* features, int64_t first_row, int64_t last_row, int64_t d,
-                                                 const int64_t* row_ptr, const int32_t* col_idx, double* scratch,
-                                                 int32_t* values, int32_t* lengths, void* stream);
+// dots [nnz]: of each row of rows [*, d] with the rows of others [*, d] that its columns name.
+extern "C" const char* dmic_launch_sampled_dots(const float* rows, const float* others, int64_t first_row,
+                                                int64_t last_row, int64_t d, const int64_t* row_ptr,
+                                                const int32_t* col_idx, double* dots, void* stream);
+
+// values [nnz]: the shares of each row, zeros among them; lengths [rows]: how many are not zero. wrong [1], preset to
+// zero, becomes 1 where a row cannot be weighed: too long, or a dot product that is not below kDotLimit in magnitude.
+extern "C" const char* dmic_launch_weigh_members(int64_t first_row, int64_t last_row, const int64_t* row_ptr,
+                                                 const double* dots, int32_t* values, int32_t* lengths,
+                                                 unsigned long long* wrong, void* stream);
 
 // Copies what is not zero to the rows of row_ptr_out.
 extern "C" const char* dmic_launch_drop_zeros(const int64_t* row_ptr, const int32_t* col_idx, const int32_t* values,

@@ -30,6 +30,19 @@ def overlap(name: str, rows: tuple[np.ndarray, ...]) -> Case:
     return Case(f"jaccard_distance, {name}", "jaccard_distance", (*map(torch.from_numpy, rows), 0.5))
 
 
+def sets(name: str, lists: np.ndarray, begin: int, end: int) -> Case:
+    """k_reciprocal_sets checks that all of a list is distinct, in rows [begin, end)."""
+    arguments = torch.from_numpy(lists), 2, begin, end
+    return Case(f"k_reciprocal_sets, {name}, rows {begin} to {end}", "k_reciprocal_sets", arguments)
+
+
+def multiply(name: str, columns: list[int], num_others: int) -> Case:
+    """sampled_dots checks columns that are others than the rows: here one row of all columns."""
+    row_ptr, col_idx = torch.tensor([0, len(columns)]), torch.tensor(columns, dtype=torch.int32)
+    arguments = torch.ones(1, 2), torch.ones(num_others, 2), row_ptr, col_idx
+    return Case(f"sampled_dots, {name}", "sampled_dots", arguments)
+
+
 def encoding(num_rows: int = ROWS, nnz: int = 36) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows shorter and longer than a warp, and two empty ones."""
     dense = random_encoding_rows(num_rows, num_rows, nnz)
@@ -58,6 +71,9 @@ def good_cases() -> Iterator[Case]:
     yield overlap("no samples", (np.zeros(1, np.int64), *empty))
     long = csr_from_dense(random_encoding_rows(300, 300, 4))  # more rows than a block has threads
     yield overlap("more rows", (long.row_ptr, long.col_idx, long.values))
+    lists = random_lists(ROWS, 9)
+    yield sets("twice just outside", edited(lists, ([7, 20], 8), lists[[7, 20], 1]), 8, 20)
+    yield multiply("more columns than rows", [0, 1, 5], 6)
 
 
 def bad_features() -> Iterator[Case]:
@@ -88,6 +104,10 @@ def bad_lists() -> Iterator[Case]:
             yield encode(f"{first} again at {second} of row {row} of {k}", features, repeated)
         yield expand(f"the last of {k - 1}", rows, edited(lists, (3, k - 2), lists[3, 0]), k - 1)
     yield encode("range before repetitions", features, edited(repeated, (last, 4), ROWS))
+    lists = random_lists(ROWS, 9)
+    for row, begin, end in ((8, 8, 20), (19, 8, 20), (last, last, ROWS), (0, 0, 1)):
+        yield sets(f"twice in row {row}", edited(lists, (row, 8), lists[row, 1]), begin, end)
+    yield sets("range in rows that are not wanted", edited(lists, (2, 4), ROWS), 8, 20)
     one = edited(edited(random_lists(9, 4), (2, 0), 5), (2, 3), 5)
     yield encode("several repetitions", np.ones((9, 2), np.float32), edited(one, 7, 3))
 
@@ -138,6 +158,7 @@ def bad_rows() -> Iterator[Case]:
     unbalanced = edited(edited(values, 0, values[0] + 1), 5, -3)
     yield overlap("values before sums", (row_ptr, col_idx, unbalanced))
     yield overlap("structure before values", (row_ptr, edited(col_idx, nnz - 1, ROWS), unbalanced))
+    yield multiply("the column after the last", [0, 1, 5], 5)
     five = np.full(5, 1 << 30, np.int32)
     yield overlap("2^30 modulo 2^32", (np.array([0, 5, 5, 5, 5, 5]), np.arange(5, dtype=np.int32), five))
 
@@ -190,12 +211,17 @@ MUTANTS = [
     Mutant("infinity_is_the_limit", "kMaxFloat = 3.402823466e+38f", "kMaxFloat = __builtin_inff()"),
     Mutant("a_limit_too_low", "kMaxFloat = 3.402823466e+38f", "kMaxFloat = 9.9e14f"),
     # neighbours
-    Mutant("lists_unbounded", "  if (row >= rows) return;\n  const int32_t* list", "  const int32_t* list", "address"),
+    Mutant("lists_unbounded", "  if (row >= rows) return;\n  if (row <", "  if (row <", "address"),
     Mutant(
         "last_list_missing",
-        "  if (row >= rows) return;\n  const int32_t* list",
-        "  if (row >= rows - 1) return;\n  const int32_t* list",
+        "  if (row >= rows) return;\n  if (row <",
+        "  if (row >= rows - 1) return;\n  if (row <",
     ),
+    Mutant("distinct_in_every_row", "  if (row < first_row || row >= last_row) distinct = 0;\n", ""),
+    Mutant("distinct_from_the_row_before", "if (row < first_row ||", "if (row < first_row - 1 ||"),
+    Mutant("distinct_from_the_row_after", "if (row < first_row ||", "if (row <= first_row ||"),
+    Mutant("distinct_in_one_row_more", "|| row >= last_row)", "|| row > last_row)"),
+    Mutant("distinct_in_one_row_less", "|| row >= last_row)", "|| row >= last_row - 1)"),
     Mutant("indices_past_the_end", "t < k; t += kWarp", "t <= k; t += kWarp", "address"),
     Mutant("last_index_missing", "t < k; t += kWarp", "t < k - 1; t += kWarp"),
     Mutant("first_warp_of_indices", "t < k; t += kWarp", "t < k; t = k"),
@@ -230,9 +256,10 @@ MUTANTS = [
     Mutant("entries_past_the_end", "t < end; t += kWarp", "t <= end; t += kWarp", "address"),
     Mutant("last_entry_missing", "t < end; t += kWarp", "t < end - 1; t += kWarp"),
     Mutant("first_warp_of_entries", "t < end; t += kWarp", "t < end; t = end"),
-    Mutant("only_the_last_column_counts", "bad |= j < 0 || j >= rows ||", "bad = j < 0 || j >= rows ||"),
-    Mutant("negative_columns", "bad |= j < 0 || j >= rows || (", "bad |= j >= rows || ("),
-    Mutant("columns_of_n", "bad |= j < 0 || j >= rows || (", "bad |= j < 0 || j > rows || ("),
+    Mutant("only_the_last_column_counts", "bad |= j < 0 || j >= cols ||", "bad = j < 0 || j >= cols ||"),
+    Mutant("negative_columns", "bad |= j < 0 || j >= cols || (", "bad |= j >= cols || ("),
+    Mutant("columns_of_n", "bad |= j < 0 || j >= cols || (", "bad |= j < 0 || j > cols || ("),
+    Mutant("as_many_columns_as_rows", "bad |= j < 0 || j >= cols || (", "bad |= j < 0 || j >= rows || ("),
     Mutant("columns_descend", " || (t > begin && col_idx[t - 1] >= j)", ""),
     Mutant("columns_repeat", "col_idx[t - 1] >= j", "col_idx[t - 1] > j"),
     Mutant("columns_ascend_into_the_row", "t > begin && col_idx", "t > 0 && col_idx"),
