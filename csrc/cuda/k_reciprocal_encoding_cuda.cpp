@@ -34,7 +34,7 @@ class Encoder {
   CsrTensors run() {
     Progress progress(kOp, kStages * rows_);
     check_finite_on_device(kOp, features_, stream_);
-    check_neighbors_on_device(kOp, neighbor_idx_, k1_, stream_);
+    check_neighbors_on_device(kOp, neighbor_idx_, rows_, k1_, stream_);
     mark(progress);
     CsrTensors encoding = expand(progress);
     weigh(progress, encoding);
