@@ -65,7 +65,8 @@ Function* op(const char* name) {
 
 using Search = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, int64_t, int64_t, const Ids&);
 using Encode = Csr(const Tensor&, const Tensor&, int64_t);
-using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&, int64_t);
+using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&,
+                   int64_t);
 using Join = Csr(const Tensor&, const Tensor&, const Tensor&, double, int64_t, int64_t, int64_t);
 using Cluster = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, int64_t);
 using Round = std::tuple<Tensor, Tensor>(const Tensor&, int64_t);

@@ -123,8 +123,9 @@ class Expander {
 
   const Tensor row_ptr_, col_idx_, values_, neighbor_idx_;
   const std::optional<Tensor> camera_ids_, modality_ids_;
-  const int64_t encoded_, rows_, num_cols_;  // rows of the encoding and of the result
-  const bool whole_;                         // a list for every row of the encoding
+  const int64_t encoded_, rows_;  // of the encoding and of the result
+  const int64_t num_cols_;
+  const bool whole_;  // list i is that of row i
   const int64_t k1_, k2_;
   void* stream_;
   Tensor numerators_, totals_, bounds_;

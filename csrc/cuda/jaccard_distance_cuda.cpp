@@ -1,7 +1,7 @@
 // The same join as on the CPU: rows in chunks, whose pairs are kept exactly sized until all are known and mirrored.
 // Scratch: 8 bytes per stored value (the inverted lists, with a split of the rows behind it alone), 24 per value of a
-// chunk, 12 per pair, 16 num_cols; while mirroring 16 N and 16 bytes per pair more. Rows that overflow shared memory: 8 N
-// bytes for each that is worked on at the same time.
+// chunk, 12 per pair, 16 num_cols; while mirroring 16 N and 16 bytes per pair more. Rows that overflow shared memory:
+// 8 N bytes for each that is worked on at the same time.
 #include "../ops/jaccard_distance.h"
 
 #include <algorithm>

@@ -66,8 +66,8 @@ __global__ void check_row_ptr_kernel(const int64_t* __restrict__ row_ptr, int64_
   if (bad) atomicOr(wrong, 1ull);
 }
 
-// Finds out whether the columns of any row do not ascend in [0, num_cols), or, of an encoding, its values are not positive
-// or do not sum to 2^30.
+// Finds out whether the columns of any row do not ascend in [0, num_cols), or, of an encoding, its values are not
+// positive or do not sum to 2^30.
 // Mapping:  one warp per row; a lane takes every 32nd entry.
 // Reads:    row_ptr [rows + 1] int64, col_idx [nnz] int32 and values [nnz] int32 unless null, once, coalesced.
 // Writes:   wrong by atomicOr, once a thread at most.

@@ -426,7 +426,7 @@ __global__ void diagonal_kernel(const int64_t* __restrict__ row_ptr, const int64
   const int64_t row = thread_of_grid();
   if (row >= rows) return;
   int64_t at = distance_ptr[row];
-  if (row_ptr && row_ptr[row] < row_ptr[row + 1]) keys[at++] = packed(static_cast<int32_t>(row), 0);  // a distance of 0.0
+  if (row_ptr && row_ptr[row] < row_ptr[row + 1]) keys[at++] = packed(static_cast<int32_t>(row), 0);  // distance 0.0
   cursors[row] = static_cast<unsigned long long>(at);
 }
 

@@ -34,8 +34,8 @@ enum JaccardCounter { kJaccardTicket, kJaccardSpilledTicket, kJaccardSpilled, kJ
 extern "C" const char* dmic_launch_jaccard_count(const int32_t* indices, int64_t num_indices, int32_t* counts,
                                                  void* stream);
 
-// The lists of rows [first_row, first_row + rows). cursors, one int64 a column: where each list begins; moved to its end.
-// Entries of a list come in no order.
+// The lists of rows [first_row, first_row + rows). cursors, one int64 a column: where each list begins; moved to its
+// end. Entries of a list come in no order.
 extern "C" const char* dmic_launch_jaccard_lists(const int64_t* row_ptr, const int32_t* col_idx, const int32_t* values,
                                                  int64_t first_row, int64_t rows, unsigned long long* cursors,
                                                  uint64_t* lists, void* stream);
