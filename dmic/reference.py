@@ -193,8 +193,8 @@ def jaccard(overlap: int) -> np.float32:
 
 
 def jaccard_distance(encoding: Csr, max_distance: float, split: int = 0) -> Csr:
-    """J of every pair of rows that overlap and have J <= max_distance (compared in float32). With a split: of pairs of
-    a row before it and another one."""
+    """J of every pair of rows that overlap and have J <= max_distance (compared in float32); with a split, of those
+    with one row before it and one not."""
     encoded = _rows(encoding)
     n = len(encoded)
     rows: list[dict[int, int | float]] = []

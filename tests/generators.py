@@ -56,10 +56,11 @@ def random_encoding_rows(num_rows: int, num_cols: int, nnz: int, seed: int = 0) 
     return fixed.astype(np.int32)
 
 
-def random_lists(num_samples: int, k1: int, seed: int = 0) -> np.ndarray:
-    """Neighbour lists int32 [N, k1]: distinct, in no order, and the sample itself at any place or missing."""
+def random_lists(num_samples: int, k1: int, seed: int = 0, num_lists: int | None = None) -> np.ndarray:
+    """Neighbour lists int32 [N or num_lists, k1]: distinct, in no order, the sample itself at any place or missing."""
     rng = np.random.default_rng(seed)
-    return np.stack([rng.permutation(num_samples)[:k1] for _ in range(num_samples)]).astype(np.int32)
+    num_lists = num_samples if num_lists is None else num_lists
+    return np.stack([rng.permutation(num_samples)[:k1] for _ in range(num_lists)]).astype(np.int32)
 
 
 def has_ties(features: np.ndarray) -> bool:
@@ -73,6 +74,11 @@ def csr_from_dense(dense: np.ndarray) -> Csr:
     row_idx, col_idx = dense.nonzero()
     row_ptr = np.searchsorted(row_idx, np.arange(len(dense) + 1))
     return Csr(row_ptr.astype(np.int64), col_idx.astype(np.int32), dense[row_idx, col_idx], dense.shape[1])
+
+
+def some_rows(csr: Csr, rows: np.ndarray | slice) -> Csr:
+    """Rows of a numpy Csr, with all of its columns."""
+    return csr_from_dense(csr.to_dense()[rows])
 
 
 def row_sums(encoding: Csr) -> np.ndarray:

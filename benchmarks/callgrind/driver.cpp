@@ -69,7 +69,8 @@ using Sets = std::tuple<Tensor, Tensor>;  // row_ptr, col_idx
 using FindSets = Sets(const Tensor&, int64_t, int64_t, int64_t);
 using Multiply = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
 using Weigh = Csr(const Tensor&, const Tensor&, const Tensor&);
-using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&, int64_t);
+using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&,
+                   int64_t);
 using Join = Csr(const Tensor&, const Tensor&, const Tensor&, double, int64_t, int64_t, int64_t);
 using Cluster = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, int64_t);
 using Round = std::tuple<Tensor, Tensor>(const Tensor&, int64_t);

@@ -1,7 +1,7 @@
 // One row at a time: integer sums in a dense accumulator, and a two-level bit set of the columns touched, which gives
 // them back in ascending order without a sort.
-// Operations: M k2 |S| integer multiply-adds, M k2^2 compares of ids, one division per stored value. Scratch: 4 M bytes,
-// 4 N if there is not a list for every row of the encoding, and 8.2 num_cols per thread.
+// Operations: M k2 |S| integer multiply-adds, M k2^2 compares of ids, one division per stored value. Scratch: 4 M
+// bytes, 4 N more for a part of a gallery, and 8.2 num_cols per thread.
 #include "../ops/invariant_expansion.h"
 
 #include <algorithm>
@@ -133,7 +133,8 @@ void expand_row(const Expansion& in, int64_t i, Worker& worker, CsrChunk<int32_t
 }
 
 CsrTensors invariant_expansion_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& values_in,
-                                   const Tensor& neighbor_idx_in, int64_t k2, const std::optional<Tensor>& camera_ids_in,
+                                   const Tensor& neighbor_idx_in, int64_t k2,
+                                   const std::optional<Tensor>& camera_ids_in,
                                    const std::optional<Tensor>& modality_ids_in, int64_t num_cols) {
   check_invariant_expansion_args(row_ptr_in, col_idx_in, values_in, neighbor_idx_in, k2, camera_ids_in, modality_ids_in,
                                  num_cols);
@@ -153,7 +154,7 @@ CsrTensors invariant_expansion_cpu(const Tensor& row_ptr_in, const Tensor& col_i
                      neighbor_idx.size(0),
                      neighbor_idx.size(1),
                      k2};
-  const bool whole = num_cols < 0 && in.lists == in.rows;  // a list for every row of the encoding
+  const bool whole = num_cols < 0 && in.lists == in.rows;  // list i is that of row i
   Progress progress("invariant_expansion", in.lists);
   check_encoding(progress, "invariant_expansion", in.row_ptr, in.rows, in.num_cols, in.col_idx, in.values,
                  col_idx.size(0));

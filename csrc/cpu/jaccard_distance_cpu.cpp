@@ -5,8 +5,8 @@
 // candidate can qualify, and candidates that cannot reach it with what is left are dropped. As soon as summing the few
 // that remain over their whole rows is cheaper than scanning on, that is done. All integers: bounds need no slack.
 // Operations: list entries scanned (a tenth to all of sum over columns of list length^2 / 2) plus survivors x row length.
-// Scratch: 8 bytes per stored value (the inverted lists), 8 N + 4 num_cols and 8 num_cols bytes per thread, 8 N + 8 num_cols,
-// 8 bytes per emitted pair. With a split the lists hold the rows behind it alone, and one entry more each.
+// Scratch: 8 bytes per stored value (the inverted lists), 8 N + 12 num_cols bytes per thread, 8 N + 8 num_cols, 8 bytes
+// per emitted pair. With a split the lists hold the rows behind it alone, and one entry more each.
 #include "../ops/jaccard_distance.h"
 
 #include <algorithm>
@@ -41,8 +41,8 @@ struct Encoding {
   int64_t num_joined() const { return split > 0 ? split : rows; }  // the rows that look for partners
 };
 
-// The columns of the encoding from row `split` on, each a list of its rows in ascending order. A scan starts at the back
-// and ends with its own row; with a split no list has it, so each begins with an entry of row -1.
+// The columns of the encoding from row `split` on, each a list of its rows in ascending order. A scan starts at the
+// back and ends with its own row; with a split no list has it, so each begins with an entry of row -1.
 class InvertedLists {
  public:
   InvertedLists(const Encoding& in, Progress& progress) : num_ends_(in.split > 0), ptr_(in.num_cols + 1) {

@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor> dbscan_cuda(const Tensor& row_ptr_in, const Tensor& c
   const int64_t rows = row_ptr.size(0) - 1;
   const float eps = static_cast<float>(eps_in);
   Progress progress("dbscan", 3 * rows);
-  check_csr_structure_on_device("dbscan", row_ptr, col_idx, rows, device.stream());
+  check_csr_structure_on_device("dbscan", row_ptr, rows, col_idx, device.stream());
 
   Tensor labels = new_tensor(row_ptr, {rows}, ScalarType::Long);
   Tensor core_mask = new_tensor(row_ptr, {rows}, ScalarType::Bool);

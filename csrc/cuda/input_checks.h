@@ -54,32 +54,33 @@ inline void check_distinct(Progress& progress, const char* op, const int32_t* ne
   });
 }
 
-// Every index in [0, rows), and the first `distinct_columns` distinct in each of rows [first_row, last_row).
-inline void check_neighbors_on_device(const char* op, const Tensor& neighbor_idx, int64_t distinct_columns,
-                                      int64_t first_row, int64_t last_row, void* stream) {
+// Every index in [0, samples), and the first `distinct_columns` distinct in each of rows [first_row, last_row).
+inline void check_neighbors_on_device(const char* op, const Tensor& neighbor_idx, int64_t samples,
+                                      int64_t distinct_columns, int64_t first_row, int64_t last_row, void* stream) {
   const int64_t rows = neighbor_idx.size(0), k = neighbor_idx.size(1);
   if (rows * k == 0) return;
   WrongFlag wrong(neighbor_idx);
-  check_launch(op, dmic_launch_check_neighbors(neighbor_idx.const_data_ptr<int32_t>(), rows, k, distinct_columns,
-                                               first_row, last_row, wrong.data(), stream));
+  check_launch(op, dmic_launch_check_neighbors(neighbor_idx.const_data_ptr<int32_t>(), rows, k, samples,
+                                               distinct_columns, first_row, last_row, wrong.data(), stream));
   if (!wrong.is_set()) return;
   const Tensor copy = to_cpu(neighbor_idx);
   raise_on_cpu(op, rows, [&](Progress& progress) {
-    check_index_range(progress, op, copy.const_data_ptr<int32_t>(), rows, k);
+    check_index_range(progress, op, copy.const_data_ptr<int32_t>(), rows, k, samples);
     check_distinct(progress, op, copy.const_data_ptr<int32_t>(), k, distinct_columns, first_row, last_row);
   });
 }
 
 // What check_csr_structure asks, and with values what check_encoding does.
-inline void check_rows_on_device(const char* op, const Tensor& row_ptr, const Tensor& col_idx, int64_t cols,
+inline void check_rows_on_device(const char* op, const Tensor& row_ptr, int64_t num_cols, const Tensor& col_idx,
                                  const Tensor* values, void* stream) {
   const int64_t rows = row_ptr.size(0) - 1, nnz = col_idx.size(0);
   WrongFlag wrong(row_ptr);
   check_launch(op, dmic_launch_check_row_ptr(row_ptr.const_data_ptr<int64_t>(), rows, nnz, wrong.data(), stream));
   bool bad = wrong.is_set();
   if (!bad && nnz > 0) {  // row_ptr can be trusted from here on
-    check_launch(op, dmic_launch_check_rows(row_ptr.const_data_ptr<int64_t>(), rows, col_idx.const_data_ptr<int32_t>(),
-                                            cols, values ? values->const_data_ptr<int32_t>() : nullptr, wrong.data(),
+    check_launch(op, dmic_launch_check_rows(row_ptr.const_data_ptr<int64_t>(), rows, num_cols,
+                                            col_idx.const_data_ptr<int32_t>(),
+                                            values ? values->const_data_ptr<int32_t>() : nullptr, wrong.data(),
                                             stream));
     bad = wrong.is_set();
   }
@@ -87,20 +88,20 @@ inline void check_rows_on_device(const char* op, const Tensor& row_ptr, const Te
   const Tensor row_ptr_copy = to_cpu(row_ptr), col_idx_copy = to_cpu(col_idx);
   raise_on_cpu(op, rows, [&](Progress& progress) {
     const int64_t* ptr = row_ptr_copy.const_data_ptr<int64_t>();
-    const int32_t* columns = col_idx_copy.const_data_ptr<int32_t>();
-    if (values) check_encoding(progress, op, ptr, rows, columns, to_cpu(*values).const_data_ptr<int32_t>(), nnz);
-    else check_csr_structure(progress, op, ptr, rows, columns, cols, nnz);
+    const int32_t* cols = col_idx_copy.const_data_ptr<int32_t>();
+    if (values) check_encoding(progress, op, ptr, rows, num_cols, cols, to_cpu(*values).const_data_ptr<int32_t>(), nnz);
+    else check_csr_structure(progress, op, ptr, rows, num_cols, cols, nnz);
   });
 }
 
-inline void check_csr_structure_on_device(const char* op, const Tensor& row_ptr, const Tensor& col_idx, int64_t cols,
-                                          void* stream) {
-  check_rows_on_device(op, row_ptr, col_idx, cols, nullptr, stream);
+inline void check_csr_structure_on_device(const char* op, const Tensor& row_ptr, int64_t num_cols,
+                                          const Tensor& col_idx, void* stream) {
+  check_rows_on_device(op, row_ptr, num_cols, col_idx, nullptr, stream);
 }
 
-inline void check_encoding_on_device(const char* op, const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
-                                     void* stream) {
-  check_rows_on_device(op, row_ptr, col_idx, row_ptr.size(0) - 1, &values, stream);
+inline void check_encoding_on_device(const char* op, const Tensor& row_ptr, int64_t num_cols, const Tensor& col_idx,
+                                     const Tensor& values, void* stream) {
+  check_rows_on_device(op, row_ptr, num_cols, col_idx, &values, stream);
 }
 
 }  // namespace dmic

@@ -1,5 +1,5 @@
 // Weights of the members of each row, then the rows in two passes (sizes, entries): in shared memory those that fit, in
-// global scratch the others. Scratch: 8 N k2 bytes, N words of k2 bits, a table for each block that takes longer rows.
+// global scratch the others. Scratch: 8 M k2 bytes, M words of k2 bits, a table for each block that takes longer rows.
 #include "../ops/invariant_expansion.h"
 
 #include <algorithm>
@@ -31,29 +31,37 @@ void check_not_negative_on_device(const char* name, const std::optional<Tensor>&
 class Expander {
  public:
   Expander(const CsrTensors& encoding, const Tensor& neighbor_idx, int64_t k2, const std::optional<Tensor>& camera_ids,
-           const std::optional<Tensor>& modality_ids, void* stream)
+           const std::optional<Tensor>& modality_ids, int64_t num_cols, void* stream)
       : row_ptr_(std::get<0>(encoding)),
         col_idx_(std::get<1>(encoding)),
         values_(std::get<2>(encoding)),
         neighbor_idx_(neighbor_idx),
         camera_ids_(camera_ids),
         modality_ids_(modality_ids),
-        rows_(row_ptr_.size(0) - 1),
+        encoded_(row_ptr_.size(0) - 1),
+        rows_(neighbor_idx.size(0)),
+        num_cols_(num_cols < 0 ? encoded_ : num_cols),
+        whole_(num_cols < 0 && rows_ == encoded_),
         k1_(neighbor_idx.size(1)),
         k2_(k2),
         stream_(stream) {}
 
   CsrTensors run() {
     Progress progress(kOp, kStages * rows_);
-    check_encoding_on_device(kOp, row_ptr_, col_idx_, values_, stream_);
-    check_neighbors_on_device(kOp, neighbor_idx_, 0, 0, rows_, stream_);
+    check_encoding_on_device(kOp, row_ptr_, num_cols_, col_idx_, values_, stream_);
+    check_neighbors_on_device(kOp, neighbor_idx_, encoded_, 0, 0, rows_, stream_);
     check_not_negative_on_device("camera_ids", camera_ids_);
     check_not_negative_on_device("modality_ids", modality_ids_);
-    if (k2_ == 1 || rows_ == 0) {
+    if (whole_ && k2_ == 1) {
       progress.finish();  // outputs never alias inputs
       return {copy_of(row_ptr_), copy_of(col_idx_), copy_of(values_)};
     }
-    check_neighbors_on_device(kOp, neighbor_idx_, k2_, 0, rows_, stream_);
+    if (rows_ == 0) {
+      progress.finish();
+      return {full_int64(row_ptr_, 1, 0), new_tensor(row_ptr_, {0}, ScalarType::Int),
+              new_tensor(row_ptr_, {0}, ScalarType::Int)};
+    }
+    check_neighbors_on_device(kOp, neighbor_idx_, encoded_, k2_, 0, rows_, stream_);
     weigh(progress);
     CsrTensors expanded = merge(progress);
     progress.finish();
@@ -75,14 +83,14 @@ class Expander {
     const Tensor camera_mask = new_tensor(row_ptr_, {rows_, (k2_ + kMaskBits - 1) / kMaskBits}, ScalarType::Int);
     launch_in_chunks(progress, kOp, row_ptr_, rows_, k2_ * k2_, [&](int64_t begin, int64_t end) {
       return dmic_launch_weigh_neighbors(
-          row_ptr_.const_data_ptr<int64_t>(), neighbor_idx_.const_data_ptr<int32_t>(), rows_, begin, end, k1_, k2_,
+          row_ptr_.const_data_ptr<int64_t>(), neighbor_idx_.const_data_ptr<int32_t>(), num_cols_, begin, end, k1_, k2_,
           data_of(camera_ids_), data_of(modality_ids_), static_cast<uint32_t*>(camera_mask.mutable_data_ptr()),
           unsigned_of(numerators_), unsigned_of(totals_), bounds_.mutable_data_ptr<int64_t>(), stream_);
     });
   }
 
   CsrTensors merge(Progress& progress) {
-    const int64_t work = k2_ * (col_idx_.size(0) / rows_ + 1);
+    const int64_t work = k2_ * (col_idx_.size(0) / encoded_ + 1);
     const int64_t slots = table_slots(read_int64(torch::stable::amax(bounds_, 0, true)));
     const int64_t blocks = std::min(rows_, dmic_merge_blocks());
     Tensor tables;
@@ -115,18 +123,21 @@ class Expander {
 
   const Tensor row_ptr_, col_idx_, values_, neighbor_idx_;
   const std::optional<Tensor> camera_ids_, modality_ids_;
-  const int64_t rows_, k1_, k2_;
+  const int64_t encoded_, rows_;  // of the encoding and of the result
+  const int64_t num_cols_;
+  const bool whole_;  // list i is that of row i
+  const int64_t k1_, k2_;
   void* stream_;
   Tensor numerators_, totals_, bounds_;
 };
 
 CsrTensors invariant_expansion_cuda(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values,
                                     const Tensor& neighbor_idx, int64_t k2, const std::optional<Tensor>& camera_ids,
-                                    const std::optional<Tensor>& modality_ids) {
-  check_invariant_expansion_args(row_ptr, col_idx, values, neighbor_idx, k2, camera_ids, modality_ids);
+                                    const std::optional<Tensor>& modality_ids, int64_t num_cols) {
+  check_invariant_expansion_args(row_ptr, col_idx, values, neighbor_idx, k2, camera_ids, modality_ids, num_cols);
   const CurrentDevice device(row_ptr);
   return Expander({as_dense(row_ptr), as_dense(col_idx), as_dense(values)}, as_dense(neighbor_idx), k2,
-                  as_dense(camera_ids), as_dense(modality_ids), device.stream())
+                  as_dense(camera_ids), as_dense(modality_ids), num_cols, device.stream())
       .run();
 }
 

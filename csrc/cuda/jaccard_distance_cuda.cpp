@@ -1,6 +1,7 @@
 // The same join as on the CPU: rows in chunks, whose pairs are kept exactly sized until all are known and mirrored.
-// Scratch: 8 bytes per stored value (the inverted lists), 24 per value of a chunk, 12 per pair, 16 N; while mirroring
-// 16 bytes per pair more. Rows that overflow shared memory: 8 N bytes for each that is worked on at the same time.
+// Scratch: 8 bytes per stored value (the inverted lists, with a split of the rows behind it alone), 24 per value of a
+// chunk, 12 per pair, 16 num_cols; while mirroring 16 N and 16 bytes per pair more. Rows that overflow shared memory:
+// 8 N bytes for each that is worked on at the same time.
 #include "../ops/jaccard_distance.h"
 
 #include <algorithm>
@@ -38,8 +39,10 @@ uint64_t* keys_of(Tensor& tensor) { return reinterpret_cast<uint64_t*>(tensor.mu
 
 struct Encoding {
   const Tensor &row_ptr, &col_idx, &values;
-  int64_t rows, nnz;
+  int64_t rows, num_cols, nnz;
+  int64_t split;  // 0: all pairs
 
+  int64_t num_joined() const { return split > 0 ? split : rows; }  // the rows that look for partners
   const int64_t* ptr() const { return row_ptr.const_data_ptr<int64_t>(); }
   const int32_t* cols() const { return col_idx.const_data_ptr<int32_t>(); }
   const int32_t* vals() const { return values.const_data_ptr<int32_t>(); }
@@ -49,19 +52,22 @@ void sort_segments(const int64_t* ptr, int64_t segments, Tensor& keys, void* str
   check_launch(kOp, dmic_launch_jaccard_sort(ptr, segments, keys_of(keys), kSortCapacity, kSortThreads, stream));
 }
 
-// The columns of the encoding, each a list of its rows in ascending order.
+// The columns of the encoding from row `split` on, whose values begin at `base`, each a list of its rows in ascending
+// order. There is at least one value.
 struct InvertedLists {
-  InvertedLists(const Encoding& in, void* stream)
-      : ptr(row_ptr_of(count_columns(in, stream))), entries(new_tensor(in.row_ptr, {in.nnz}, ScalarType::Long)) {
+  InvertedLists(const Encoding& in, int64_t base, void* stream)
+      : ptr(row_ptr_of(count_columns(in, base, stream))),
+        entries(new_tensor(in.row_ptr, {in.nnz - base}, ScalarType::Long)) {
     Tensor cursors = copy_of(ptr);
-    check_launch(kOp, dmic_launch_jaccard_lists(in.ptr(), in.cols(), in.vals(), in.rows, counters_of(cursors),
-                                                keys_of(entries), stream));
-    sort_segments(ptr.const_data_ptr<int64_t>(), in.rows, entries, stream);
+    check_launch(kOp, dmic_launch_jaccard_lists(in.ptr(), in.cols(), in.vals(), in.split, in.rows - in.split,
+                                                counters_of(cursors), keys_of(entries), stream));
+    sort_segments(ptr.const_data_ptr<int64_t>(), in.num_cols, entries, stream);
   }
 
-  static Tensor count_columns(const Encoding& in, void* stream) {
-    Tensor counts = new_zeros(in.row_ptr, in.rows, ScalarType::Int);
-    check_launch(kOp, dmic_launch_jaccard_count(in.cols(), in.nnz, counts.mutable_data_ptr<int32_t>(), stream));
+  static Tensor count_columns(const Encoding& in, int64_t base, void* stream) {
+    Tensor counts = new_zeros(in.row_ptr, in.num_cols, ScalarType::Int);
+    check_launch(kOp, dmic_launch_jaccard_count(in.cols() + base, in.nnz - base, counts.mutable_data_ptr<int32_t>(),
+                                                stream));
     return counts;
   }
 
@@ -86,9 +92,9 @@ struct Pairs {  // of a chunk of rows, in no order
 // Joins rows a chunk at a time.
 class Join {
  public:
-  Join(const Encoding& in, int32_t threshold, void* stream)
+  Join(const Encoding& in, int64_t base, int32_t threshold, void* stream)
       : in_(in),
-        lists_(in, stream),
+        lists_(in, base, stream),
         counters_(new_zeros(in.row_ptr, kJaccardCounters, ScalarType::Long)),
         threshold_(threshold),
         stream_(stream) {}
@@ -159,11 +165,17 @@ class Join {
   std::optional<Tensor> overlaps_, candidates_;        // once there are rows that spill
 };
 
-// Rows in full: the mirrored pairs, the diagonal, the pairs.
+CsrTensors no_distances(const Encoding& in) {
+  return {full_int64(in.row_ptr, in.rows + 1, 0), new_tensor(in.row_ptr, {0}, ScalarType::Int),
+          new_tensor(in.row_ptr, {0}, ScalarType::Float)};
+}
+
+// Rows in full: the mirrored pairs, the diagonal (unless there is a split), the pairs. There is at least one of them.
 CsrTensors mirror(Progress& progress, const Encoding& in, std::vector<Pairs>& chunks, void* stream) {
+  const int64_t* diagonal = in.split > 0 ? nullptr : in.ptr();
   Tensor lengths = new_tensor(in.row_ptr, {in.rows}, ScalarType::Int);
   check_launch(kOp,
-               dmic_launch_jaccard_diagonal_lengths(in.ptr(), in.rows, lengths.mutable_data_ptr<int32_t>(), stream));
+               dmic_launch_jaccard_diagonal_lengths(diagonal, in.rows, lengths.mutable_data_ptr<int32_t>(), stream));
   for (const Pairs& chunk : chunks)
     check_launch(kOp, dmic_launch_jaccard_count(chunk.partners.const_data_ptr<int32_t>(), 2 * chunk.size(),
                                                 lengths.mutable_data_ptr<int32_t>(), stream));
@@ -172,7 +184,7 @@ CsrTensors mirror(Progress& progress, const Encoding& in, std::vector<Pairs>& ch
   progress.poll();
   Tensor keys = new_tensor(in.row_ptr, {total}, ScalarType::Long);
   Tensor cursors = new_tensor(in.row_ptr, {in.rows}, ScalarType::Long);
-  check_launch(kOp, dmic_launch_jaccard_diagonal(in.ptr(), row_ptr.const_data_ptr<int64_t>(), in.rows,
+  check_launch(kOp, dmic_launch_jaccard_diagonal(diagonal, row_ptr.const_data_ptr<int64_t>(), in.rows,
                                                  counters_of(cursors), keys_of(keys), stream));
   for (const Pairs& chunk : chunks)
     check_launch(kOp, dmic_launch_jaccard_mirror(chunk.partners.const_data_ptr<int32_t>(),
@@ -188,27 +200,27 @@ CsrTensors mirror(Progress& progress, const Encoding& in, std::vector<Pairs>& ch
 }
 
 CsrTensors jaccard_distance_cuda(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& values_in,
-                                 double max_distance, int64_t max_pairs) {
-  check_jaccard_distance_args(row_ptr_in, col_idx_in, values_in, max_distance);
+                                 double max_distance, int64_t max_pairs, int64_t split, int64_t num_cols) {
+  check_jaccard_distance_args(row_ptr_in, col_idx_in, values_in, max_distance, split, num_cols);
   const CurrentDevice device(row_ptr_in);
   const Tensor row_ptr = as_dense(row_ptr_in), col_idx = as_dense(col_idx_in);
   const Tensor values = as_dense(values_in);
-  const Encoding in{row_ptr, col_idx, values, row_ptr.size(0) - 1, col_idx.size(0)};
-  Progress progress(kOp, in.rows);
-  check_encoding_on_device(kOp, row_ptr, col_idx, values, device.stream());
-  if (in.nnz == 0) {
-    progress.finish();
-    return {full_int64(row_ptr, in.rows + 1, 0), new_tensor(row_ptr, {0}, ScalarType::Int),
-            new_tensor(row_ptr, {0}, ScalarType::Float)};
-  }
+  const int64_t rows = row_ptr.size(0) - 1;
+  const Encoding in{row_ptr, col_idx, values, rows, num_cols < 0 ? rows : num_cols, col_idx.size(0), split};
+  Progress progress(kOp, in.num_joined());
+  check_encoding_on_device(kOp, row_ptr, in.num_cols, col_idx, values, device.stream());
   const Tensor row_ptr_here = to_cpu(row_ptr);  // chunks are cut by their size
   const int64_t* ptr = row_ptr_here.const_data_ptr<int64_t>();
+  if (ptr[split] == in.nnz) {  // nothing to look among
+    progress.finish();
+    return no_distances(in);
+  }
   std::vector<Pairs> chunks;
   {
-    Join join(in, smallest_overlap_within(static_cast<float>(max_distance)), device.stream());
+    Join join(in, ptr[split], smallest_overlap_within(static_cast<float>(max_distance)), device.stream());
     int64_t pairs_found = 0, pairs_per_row = kPairsPerRow;
-    for (int64_t first = 0, last; first < in.rows; first = last) {
-      const int64_t most = std::min(in.rows, first + (first == 0 ? kFirstRows : kRowsPerChunk));
+    for (int64_t first = 0, last; first < in.num_joined(); first = last) {
+      const int64_t most = std::min(in.num_joined(), first + (first == 0 ? kFirstRows : kRowsPerChunk));
       for (last = first + 1; last < most && ptr[last + 1] - ptr[first] <= kValuesPerChunk;) ++last;
       if (ptr[last] > ptr[first]) {
         join.plan(first, last, ptr[first], ptr[last] - ptr[first]);
@@ -232,7 +244,8 @@ CsrTensors jaccard_distance_cuda(const Tensor& row_ptr_in, const Tensor& col_idx
       progress.check();
     }
   }
-  CsrTensors distance = mirror(progress, in, chunks, device.stream());
+  const bool found_any = split == 0 || !chunks.empty();
+  CsrTensors distance = found_any ? mirror(progress, in, chunks, device.stream()) : no_distances(in);
   progress.finish();
   return distance;
 }

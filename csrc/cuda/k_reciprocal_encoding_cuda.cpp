@@ -140,7 +140,7 @@ CsrTensors k_reciprocal_encoding_cuda(const Tensor& features_in, const Tensor& n
   CsrTensors encoding = no_rows(features);
   if (rows > 0) {
     check_finite_on_device(op, features, device.stream());
-    check_neighbors_on_device(op, neighbor_idx, neighbor_idx.size(1), 0, rows, device.stream());
+    check_neighbors_on_device(op, neighbor_idx, rows, neighbor_idx.size(1), 0, rows, device.stream());
     const auto [row_ptr, col_idx] = ReciprocalSets(op, neighbor_idx, k1_half, 0, rows, device.stream()).run(progress);
     const Tensor dots = dots_of(progress, op, features, features, row_ptr, col_idx, device.stream());
     encoding = weights_of(progress, op, row_ptr, col_idx, dots, device.stream());
@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensor> k_reciprocal_sets_cuda(const Tensor& neighbor_idx_in,
   const CurrentDevice device(neighbor_idx_in);
   const Tensor neighbor_idx = as_dense(neighbor_idx_in);
   Progress progress(op, neighbor_idx.size(0) + kSetStages * (end - begin));
-  check_neighbors_on_device(op, neighbor_idx, neighbor_idx.size(1), begin, end, device.stream());
+  check_neighbors_on_device(op, neighbor_idx, neighbor_idx.size(0), neighbor_idx.size(1), begin, end, device.stream());
   std::tuple<Tensor, Tensor> sets{full_int64(neighbor_idx, 1, 0), new_tensor(neighbor_idx, {0}, ScalarType::Int)};
   if (begin < end) sets = ReciprocalSets(op, neighbor_idx, k1_half, begin, end, device.stream()).run(progress);
   progress.finish();
@@ -173,7 +173,7 @@ Tensor sampled_dots_cuda(const Tensor& rows_in, const Tensor& others_in, const T
   Progress progress(op, rows.size(0));
   check_finite_on_device(op, rows, device.stream(), "rows");
   check_finite_on_device(op, others, device.stream(), "others");
-  check_csr_structure_on_device(op, row_ptr, col_idx, others.size(0), device.stream());
+  check_csr_structure_on_device(op, row_ptr, others.size(0), col_idx, device.stream());
   Tensor dots = new_tensor(rows, {0}, ScalarType::Double);
   if (rows.size(0) > 0) dots = dots_of(progress, op, rows, others, row_ptr, col_idx, device.stream());
   progress.finish();
@@ -187,7 +187,7 @@ CsrTensors k_reciprocal_weights_cuda(const Tensor& row_ptr_in, const Tensor& col
   const Tensor row_ptr = as_dense(row_ptr_in), col_idx = as_dense(col_idx_in), dots = as_dense(dots_in);
   const int64_t rows = row_ptr.size(0) - 1;
   Progress progress(op, rows);
-  check_csr_structure_on_device(op, row_ptr, col_idx, kMaxSamples, device.stream());
+  check_csr_structure_on_device(op, row_ptr, kMaxSamples, col_idx, device.stream());
   CsrTensors encoding = no_rows(row_ptr);
   if (rows > 0) encoding = weights_of(progress, op, row_ptr, col_idx, dots, device.stream());
   progress.finish();

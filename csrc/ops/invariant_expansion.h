@@ -1,4 +1,5 @@
-// invariant_expansion(encoding, neighbor_idx, k2, camera_ids?, modality_ids?, num_cols) -> Csr (row_ptr, col_idx, values)
+// invariant_expansion(encoding, neighbor_idx, k2, camera_ids?, modality_ids?, num_cols)
+//     -> Csr (row_ptr, col_idx, values)
 //
 // encoding      row_ptr int64 [N + 1], col_idx int32 [nnz], values int32 [nnz]; rows sum to 2^30 or are empty.
 // neighbor_idx  int32 [M, >= k2], distinct rows of the encoding in [0, N) in each row, nearest first.
@@ -29,8 +30,8 @@ inline void check_invariant_expansion_args(const Tensor& row_ptr, const Tensor& 
   DMIC_CHECK(neighbor_idx.size(0) <= kMaxSamples, op, ": neighbor_idx must have fewer than 2^31 rows, got ",
              neighbor_idx.size(0));
   check_same_device(op, "neighbor_idx", neighbor_idx, "row_ptr", row_ptr);
-  DMIC_CHECK(neighbor_idx.size(0) == 0 || (k2 >= 1 && k2 <= neighbor_idx.size(1)), op, ": k2 must be in [1, k1], got k2=", k2,
-             " with k1=", neighbor_idx.size(1));
+  DMIC_CHECK(neighbor_idx.size(0) == 0 || (k2 >= 1 && k2 <= neighbor_idx.size(1)), op,
+             ": k2 must be in [1, k1], got k2=", k2, " with k1=", neighbor_idx.size(1));
   check_ids(op, "camera_ids", camera_ids, rows);
   check_ids(op, "modality_ids", modality_ids, rows);
   if (camera_ids) check_same_device(op, "camera_ids", *camera_ids, "row_ptr", row_ptr);

@@ -8,7 +8,8 @@
 // row_ptr       int64 [N + 1]; col_idx int32 [nnz] in [0, N), ascending in a row; values float32 [nnz].
 //
 // J = 1 - s / (2 - s), s = sum over columns of the smaller value. Every pair with s > 0 and J <= max_distance is
-// returned, in both directions and with the diagonal; other pairs are farther, and those with s = 0 have J = 1.
+// returned, in both directions and, without a split, with the diagonal; other pairs are farther, and those with s = 0
+// have J = 1.
 #pragma once
 
 #include "checks.h"

@@ -471,7 +471,7 @@ Csr<float> join_emulated(const Csr<int32_t>& encoding, int32_t threshold, int64_
   const std::vector<int64_t> list_ptr = row_ptr_of(counts);
   std::vector<unsigned long long> cursors(list_ptr.begin(), list_ptr.end());
   std::vector<uint64_t> lists(nnz), keys(nnz);
-  run(dmic_launch_jaccard_lists(row_ptr, encoding.col_idx.data(), encoding.values.data(), n, cursors.data(),
+  run(dmic_launch_jaccard_lists(row_ptr, encoding.col_idx.data(), encoding.values.data(), 0, n, cursors.data(),
                                 lists.data(), nullptr));
   run(dmic_launch_jaccard_sort(list_ptr.data(), n, lists.data(), shared_keys, kThreads, nullptr));
   run(dmic_launch_jaccard_weigh(encoding.col_idx.data(), encoding.values.data(), nnz, keys.data(), nullptr));
@@ -578,7 +578,7 @@ void what_is_wrong_is_found_and_nothing_else() {
   };
   const auto wrong_lists = [&](std::vector<int32_t> lists, int64_t distinct) {
     return wrong([&](auto* found) {
-      return dmic_launch_check_neighbors(lists.data(), kRows, kK1, distinct, 0, kRows, found, nullptr);
+      return dmic_launch_check_neighbors(lists.data(), kRows, kK1, kRows, distinct, 0, kRows, found, nullptr);
     });
   };
   const auto wrong_row_ptr = [&](std::vector<int64_t> row_ptr) {
@@ -588,7 +588,7 @@ void what_is_wrong_is_found_and_nothing_else() {
   };
   const auto wrong_rows = [&](std::vector<int32_t> col_idx, std::vector<int32_t> values) {
     return wrong([&](auto* found) {
-      return dmic_launch_check_rows(encoding.row_ptr.data(), kRows, col_idx.data(), kRows, values.data(), found,
+      return dmic_launch_check_rows(encoding.row_ptr.data(), kRows, kRows, col_idx.data(), values.data(), found,
                                     nullptr);
     });
   };

@@ -18,6 +18,7 @@ from generators import (
     random_encoding_rows,
     random_lists,
     row_sums,
+    some_rows,
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -177,6 +178,70 @@ def test_shares_that_round_to_zero_are_not_stored(backend):
     assert np.array_equal(got.values, [ONE] * 3)
 
 
+PARTS = [slice(0, 17), slice(17, 17), slice(17, 102), slice(102, 131)]
+
+
+def part_of(lists: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """The samples that some rows need, and the lists of these rows as positions among them."""
+    samples = np.unique(lists[rows])
+    return samples, np.searchsorted(samples, lists[rows]).astype(np.int32)
+
+
+@pytest.mark.parametrize("k2", [2, 9, 20])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_parts_put_together_are_the_whole(backend, variant, k2):
+    """Each part has the rows of the encoding that it needs and no others; columns are samples of the whole gallery."""
+    data, idx, encoding = case(131, 24, 20)
+    ids = ids_of(variant, data.camera_ids, data.modality_ids)
+    whole = backend.invariant_expansion(encoding, idx, k2, **ids)
+    parts = []
+    for rows in PARTS:
+        samples, lists = part_of(idx, rows)
+        own = {name: array[samples] for name, array in ids.items()}
+        parts.append(backend.invariant_expansion(some_rows(encoding, samples), lists, k2, **own))
+        assert parts[-1].shape == (len(lists), 131)
+    assert len({part_of(idx, rows)[0].size for rows in PARTS}) == len(PARTS), "encodings of several sizes"
+    assert_same_bits(torch.cat([part.to_dense() for part in parts]), whole.to_dense())
+
+
+def test_k2_of_one_takes_the_rows_that_the_lists_of_a_part_begin_with(backend):
+    _, idx, encoding = case(131, 24, 20)
+    samples, lists = part_of(idx, slice(17, 102))
+    got = backend.invariant_expansion(some_rows(encoding, samples), lists, 1)
+    assert_same_bits(got, some_rows(encoding, idx[17:102, 0]).to("cpu"))
+
+
+def test_one_sample_in_several_lists_and_none_in_others(backend):
+    """More lists than rows, all about the same few."""
+    encoding = csr_from_dense(random_encoding_rows(9, 9, 4, seed=6))
+    lists = random_lists(7, 5, seed=6, num_lists=100)
+    got = backend.invariant_expansion(encoding, lists, 4)
+    assert got.shape == (100, 9)
+    assert_same_bits(got, reference.invariant_expansion(encoding, lists, 4).to("cpu"))
+
+
+@pytest.mark.parametrize("num_cols", [5, 8, 70_001])
+def test_fewer_and_more_columns_than_rows(backend, num_cols):
+    """Also as many lists as rows, which then are not what the lists are of."""
+    dense = random_encoding_rows(8, num_cols, 3, seed=8)
+    dense[3], dense[4] = 0, ONE * (np.arange(num_cols) == num_cols - 1)
+    encoding = csr_from_dense(dense)
+    for num_lists in (3, 8):
+        lists = random_lists(8, 6, seed=8, num_lists=num_lists)
+        for k2 in (2, 6):
+            got = backend.invariant_expansion(encoding, lists, k2)
+            assert_same_bits(got, reference.invariant_expansion(encoding, lists, k2).to("cpu"))
+    assert got.col_idx.max() == num_cols - 1
+
+
+@pytest.mark.parametrize("k2", [1, 4])
+def test_a_part_without_samples_has_an_empty_expansion(backend, k2):
+    _, idx, encoding = case(131, 24, 20)
+    for rows in (some_rows(encoding, slice(0, 40)), some_rows(encoding, slice(0, 0))):
+        got = backend.invariant_expansion(rows, idx[:0], k2)
+        assert_same_bits(got, some_rows(encoding, slice(0, 0)).to("cpu"))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_is_reproducible(backend, variant):
     data, idx, encoding = case(257, 24, 40)
@@ -188,6 +253,13 @@ def test_is_reproducible(backend, variant):
         [encoding, idx, *ids],
         backend,
     )
+
+
+def test_a_part_is_reproducible(backend):
+    _, idx, encoding = case(257, 24, 40)
+    samples, lists = part_of(idx, slice(30, 130))
+    rows, lists = some_rows(encoding, samples).to(backend.device), backend.put(lists)
+    assert_reproducible(lambda: backend.invariant_expansion(rows, lists, 32), [rows, lists], backend)
 
 
 def test_strided_views_and_other_integers_equal_their_copies(backend):
@@ -251,11 +323,39 @@ CAMERAS = DATA.camera_ids
         (LISTS, 3, {"modality_ids": edited(CAMERAS, 8, -1)}, ["modality_ids", "-1"]),
         (LISTS, 3, {"modality_ids": CAMERAS[:5]}, ["modality_ids", "5"]),
         (LISTS, 1, {"modality_ids": CAMERAS[:5]}, ["modality_ids", "5"]),
+        (LISTS[:9], 3, {"modality_ids": CAMERAS[:9]}, ["modality_ids", "one id per sample (32)", "9"]),
+        (LISTS[:9], 9, {}, ["k2", "9", "8"]),
+        (edited(LISTS[:9], (8, 7), 32), 3, {}, ["neighbor_idx", "32", "row 8", "N=32"]),
     ],
 )
 def test_bad_arguments_are_named(neighbor_idx, k2, ids, parts):
     run = lambda: dmic.invariant_expansion(ENCODING, neighbor_idx, k2, **ids)  # noqa: E731
     assert_refused(run, "invariant_expansion", *parts)
+
+
+PART = some_rows(ENCODING, slice(0, 20))
+
+
+@pytest.mark.parametrize(
+    ("num_cols", "parts"),
+    [
+        (int(PART.col_idx.max()), ["col_idx", f"[0, {PART.col_idx.max()})", "row"]),
+        (0, ["col_idx", "[0, 0)"]),
+        (-1, ["num_cols", "-1"]),
+        (2**31, ["num_cols", str(2**31)]),
+        (32.0, ["num_cols", "32.0"]),
+    ],
+)
+def test_a_wrong_number_of_columns_is_refused(backend, num_cols, parts):
+    rows = Csr(PART.row_ptr, PART.col_idx, PART.values, num_cols)
+    lists = random_lists(20, 4)
+    assert_refused(lambda: backend.invariant_expansion(rows, lists, 3), "invariant_expansion", *parts)
+
+
+def test_a_row_that_a_part_does_not_have_is_refused(backend):
+    """One of the gallery, but not of these 20."""
+    lists = edited(random_lists(20, 4), (7, 1), 25)
+    assert_refused(lambda: backend.invariant_expansion(PART, lists, 3), "invariant_expansion", "25", "row 7", "N=20")
 
 
 def test_something_else_than_a_csr_is_a_type_error():
@@ -266,7 +366,14 @@ def test_something_else_than_a_csr_is_a_type_error():
 def test_the_raw_op_checks_its_arguments_too(backend):
     parts = tuple(backend.put(a) for a in (ENCODING.row_ptr, ENCODING.col_idx, ENCODING.values))
     lists, ids = backend.put(LISTS), backend.put(CAMERAS)
-    for args in ((lists.long(), 3), (lists, 9), (lists, 3, ids.int()), (lists, 3, ids, ids[:3])):
+    for args in (
+        (lists.long(), 3),
+        (lists, 9),
+        (lists, 3, ids.int()),
+        (lists, 3, ids, ids[:3]),
+        (lists, 3, ids, ids, -2),
+        (lists, 3, ids, ids, 2**31),
+    ):
         assert_refused(lambda args=args: backend.raw.invariant_expansion(*parts, *args), "invariant_expansion")
 
 
@@ -274,7 +381,13 @@ def test_the_raw_op_checks_its_arguments_too(backend):
 def test_opcheck(backend):
     parts = tuple(backend.put(a) for a in (ENCODING.row_ptr, ENCODING.col_idx, ENCODING.values))
     lists, cameras, modalities = (backend.put(a) for a in (LISTS, DATA.camera_ids, DATA.modality_ids))
-    for args in ((lists, 3), (lists, 1), (lists, 3, cameras, modalities), (lists[:, ::2], 2, None, modalities)):
+    for args in (
+        (lists, 3),
+        (lists, 1),
+        (lists, 3, cameras, modalities),
+        (lists[:, ::2], 2, None, modalities),
+        (lists[:7], 3, cameras, None, 40),
+    ):
         torch.library.opcheck(torch.ops.dmic.invariant_expansion, (*parts, *args))
 
 
@@ -304,6 +417,19 @@ def test_any_small_encoding_equals_the_reference_and_rows_sum_to_one(n, seed, da
     got = dmic.invariant_expansion(encoding, idx, k2, **ids)
     assert_same_bits(got, reference.invariant_expansion(encoding, idx, k2, **ids))
     assert set(row_sums(got).tolist()) <= {0, ONE}
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 30), st.integers(0, 40), st.integers(1, 90), st.integers(0, 10**6), st.data())
+def test_any_part_equals_the_reference(n, num_lists, num_cols, seed, data):
+    k1 = data.draw(st.integers(1, n))
+    k2 = data.draw(st.integers(1, k1))
+    rng = np.random.default_rng(seed)
+    encoding = csr_from_dense(random_encoding_rows(n, num_cols, data.draw(st.integers(1, num_cols)), seed))
+    lists = random_lists(n, k1, seed, num_lists + 1)[:num_lists]
+    ids = ids_of(data.draw(st.sampled_from(VARIANTS)), rng.integers(0, 9, n), rng.integers(0, 3, n))
+    got = dmic.invariant_expansion(encoding, lists, k2, **ids)
+    assert_same_bits(got, reference.invariant_expansion(encoding, lists, k2, **ids))
 
 
 @settings(max_examples=20)

@@ -9,7 +9,15 @@ import oracles
 import pytest
 import torch
 from compare import assert_refused, assert_reproducible, assert_same_bits
-from generators import csr_from_dense, damaged_encodings, duplicated_features, gallery, random_encoding_rows
+from generators import (
+    csr_from_dense,
+    damaged_encodings,
+    duplicated_features,
+    edited,
+    gallery,
+    random_encoding_rows,
+    some_rows,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,6 +169,90 @@ def test_empty_rows_have_no_distances_not_even_to_themselves(backend):
     assert np.array_equal(np.flatnonzero(np.diff(distance.row_ptr) == 0), empty)
 
 
+@pytest.mark.parametrize("max_distance", [0.0, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("case", [(131, 20, 6, 0.7), (131, 20, 6, 3.0), (193, 40, 32, 0.7)])
+def test_parts_joined_with_themselves_and_each_other_are_the_whole(backend, case, max_distance):
+    """Rows of two parts one after the other, as a machine has them; columns are samples of the whole gallery."""
+    encoding = expanded(*case)
+    whole = backend.jaccard_distance(encoding, max_distance)
+    n = encoding.num_rows
+    parts = [slice(0, 17), slice(17, 17), slice(17, 82), slice(82, n)]
+    dense, stored = torch.full((n, n), 9.0), 0
+    for place, rows in enumerate(parts):
+        alone = backend.jaccard_distance(some_rows(encoding, rows), max_distance)
+        dense[rows, rows] = alone.to_dense(fill_value=9)
+        stored += alone.nnz
+        for others in parts[:place]:
+            samples = np.r_[rows, others]
+            split = rows.stop - rows.start
+            if split == 0:  # would ask for all pairs of the others
+                continue
+            pairs = backend.jaccard_distance(some_rows(encoding, samples), max_distance, split=split)
+            assert pairs.shape == (len(samples), len(samples))
+            both = pairs.validate().to_dense(fill_value=9)
+            assert torch.equal(both, both.T)
+            assert (both[:split, :split] == 9).all()
+            assert (both[split:, split:] == 9).all()
+            dense[rows, others], dense[others, rows] = both[:split, split:], both[split:, :split]
+            stored += pairs.nnz
+    assert_same_bits(dense, whole.to_dense(fill_value=9))
+    assert stored == whole.nnz
+
+
+@pytest.mark.parametrize("max_distance", [0.0, 0.3, 0.6, 1.0])
+@pytest.mark.parametrize("case", CASES)
+def test_a_split_equals_the_reference(backend, case, max_distance):
+    encoding = expanded(*case)
+    for split in sorted({1, case[0] // 3 + 1, max(1, case[0] - 1), case[0]}):
+        got = backend.jaccard_distance(encoding, max_distance, split=split)
+        assert_same_bits(got, reference.jaccard_distance(encoding, max_distance, split).to("cpu"), f"split={split}")
+    assert got.nnz == 0, "nothing is behind the last row"
+
+
+@pytest.mark.parametrize("split", [0, 3, 8])
+@pytest.mark.parametrize("num_cols", [5, 70_001])
+def test_fewer_and_more_columns_than_rows(backend, num_cols, split):
+    dense = random_encoding_rows(8, num_cols, 4, seed=8)
+    dense[4], dense[1] = 0, dense[6]
+    dense[2] = dense[5] = ONE * (np.arange(num_cols) == num_cols - 1)
+    encoding = csr_from_dense(dense)
+    for max_distance in (0.0, 0.7, 1.0):
+        got = backend.jaccard_distance(encoding, max_distance, split=split)
+        assert_same_bits(got, reference.jaccard_distance(encoding, max_distance, split).to("cpu"))
+        assert (got.to_dense(fill_value=9)[2, 5] == 0) == (split < 8)
+
+
+def test_a_split_of_long_rows_and_crowded_columns(backend):
+    dense = random_encoding_rows(40, 200, 120, seed=1)
+    encoding = csr_from_dense(dense)
+    everything = backend.jaccard_distance(encoding, 1.0).to_dense(fill_value=9)
+    for split in (1, 15, 39):
+        want = everything.clone()
+        want[:split, :split] = want[split:, split:] = 9
+        for radius in (0.3, 0.45, 0.5, 1.0):
+            got = backend.jaccard_distance(encoding, radius, split=split).to_dense(fill_value=9)
+            assert_same_bits(got, torch.where(want <= radius, want, 9.0), f"split={split}, max_distance={radius}")
+
+
+@pytest.mark.parametrize("side", [slice(0, 25), slice(25, 60)])
+def test_a_side_of_empty_rows_has_no_pairs(backend, side):
+    dense = edited(expanded(61, 61, 20).to_dense(), side, 0)
+    got = backend.jaccard_distance(csr_from_dense(dense[:60]), 1.0, split=25)
+    assert (got.shape, got.nnz) == ((60, 60), 0)
+
+
+def test_a_split_of_no_rows_is_none(backend):
+    empty = csr_from_dense(np.zeros((0, 9), np.int32))
+    got = backend.jaccard_distance(empty, 1.0, split=0)
+    assert (got.shape, got.nnz) == ((0, 0), 0)
+
+
+@pytest.mark.parametrize("max_distance", [0.6, 1.0])
+def test_a_split_is_reproducible(backend, max_distance):
+    encoding = some_rows(expanded(131, 20, 6), slice(20, 120)).to(backend.device)
+    assert_reproducible(lambda: backend.jaccard_distance(encoding, max_distance, split=40), [encoding], backend)
+
+
 @pytest.mark.parametrize("max_distance", [0.6, 1.0])
 @pytest.mark.parametrize("case", [(257, 40, 32, 0.7), (257, 40, 32, 3.0)])
 def test_is_reproducible(backend, case, max_distance):
@@ -228,6 +320,30 @@ def test_a_radius_that_is_no_number_is_refused(max_distance):
         dmic.jaccard_distance(ENCODING, max_distance)
 
 
+@pytest.mark.parametrize(("split", "text"), [(-1, "-1"), (33, "split=33 with N=32"), (1.5, "1.5"), (None, "None")])
+def test_a_split_out_of_range_is_refused(backend, split, text):
+    run = lambda: backend.jaccard_distance(ENCODING, 0.5, split=split)  # noqa: E731
+    assert_refused(run, "jaccard_distance", "split", text)
+
+
+PART = some_rows(ENCODING, slice(0, 20))
+
+
+@pytest.mark.parametrize(
+    ("num_cols", "parts"),
+    [
+        (int(PART.col_idx.max()), ["col_idx", f"[0, {PART.col_idx.max()})", "row"]),
+        (0, ["col_idx", "[0, 0)"]),
+        (-1, ["num_cols", "-1"]),
+        (2**31, ["num_cols", str(2**31)]),
+        (32.0, ["num_cols", "32.0"]),
+    ],
+)
+def test_a_wrong_number_of_columns_is_refused(backend, num_cols, parts):
+    rows = Csr(PART.row_ptr, PART.col_idx, PART.values, num_cols)
+    assert_refused(lambda: backend.jaccard_distance(rows, 0.5), "jaccard_distance", *parts)
+
+
 def test_something_else_than_a_csr_is_a_type_error():
     with pytest.raises(TypeError, match=r"jaccard_distance: encoding must be a .*Csr, got ndarray"):
         dmic.jaccard_distance(ENCODING.to_dense(), 0.6)
@@ -237,7 +353,10 @@ def test_the_raw_op_checks_its_arguments_too(backend):
     row_ptr, col_idx, values = (backend.put(a) for a in (ENCODING.row_ptr, ENCODING.col_idx, ENCODING.values))
     for args in ((row_ptr.int(), col_idx, values, 0.5), (row_ptr, col_idx, values.float(), 0.5)):
         assert_refused(lambda args=args: backend.raw.jaccard_distance(*args), "jaccard_distance")
-    assert_refused(lambda: backend.raw.jaccard_distance(row_ptr, col_idx, values, 2.0), "jaccard_distance")
+    for args in ((2.0,), (0.5, -1, -1), (0.5, -1, 33), (0.5, -1, 0, -2), (0.5, -1, 0, 2**31)):
+        assert_refused(
+            lambda args=args: backend.raw.jaccard_distance(row_ptr, col_idx, values, *args), "jaccard_distance"
+        )
 
 
 @pytest.mark.not_emulated("fakes belong to torch.ops.dmic")
@@ -245,6 +364,7 @@ def test_opcheck(backend):
     parts = tuple(backend.put(a) for a in (ENCODING.row_ptr, ENCODING.col_idx, ENCODING.values))
     for max_distance in (0.5, 1.0):
         torch.library.opcheck(torch.ops.dmic.jaccard_distance, (*parts, max_distance))
+        torch.library.opcheck(torch.ops.dmic.jaccard_distance, (*parts, max_distance, -1, 9, 40))
 
 
 @pytest.mark.not_emulated("fakes belong to torch.ops.dmic")
@@ -271,6 +391,16 @@ def test_any_small_encoding_equals_the_reference_and_is_symmetric(n, seed, max_d
     assert np.array_equal(full, full.T)
 
 
+@settings(max_examples=40)
+@given(st.integers(1, 30), st.integers(1, 90), st.integers(0, 10**6), st.floats(0, 1, width=32), st.data())
+def test_any_split_equals_the_reference(n, num_cols, seed, max_distance, data):
+    dense = random_encoding_rows(n, num_cols, data.draw(st.integers(1, num_cols)), seed)
+    dense[np.random.default_rng(seed).random(n) < data.draw(st.sampled_from([0.0, 0.3]))] = 0
+    encoding, split = csr_from_dense(dense), data.draw(st.integers(0, n))
+    got = dmic.jaccard_distance(encoding, max_distance, split=split)
+    assert_same_bits(got, reference.jaccard_distance(encoding, max_distance, split))
+
+
 @settings(max_examples=20)
 @given(st.integers(2, 60), st.integers(0, 10**6), st.floats(0, 1, width=32))
 def test_permuting_the_samples_permutes_the_result(n, seed, max_distance):
@@ -288,5 +418,8 @@ def test_max_pairs_stops_at_one_more_and_allows_as_many():
         ValueError, match=r"^jaccard_distance: more than max_pairs=14 pairs are within max_distance=0\.5"
     ):
         dmic.jaccard_distance(encoding, 0.5, max_pairs=14)
+    assert dmic.jaccard_distance(encoding, 0.5, split=2, max_pairs=8).nnz == 16
+    with pytest.raises(ValueError, match=r"^jaccard_distance: more than max_pairs=7 pairs"):
+        dmic.jaccard_distance(encoding, 0.5, split=2, max_pairs=7)
     with pytest.raises(ValueError, match="max_pairs must not be negative, got -1"):
         dmic.jaccard_distance(encoding, 0.5, max_pairs=-1)

@@ -38,7 +38,7 @@ __global__ void check_finite_kernel(const float* __restrict__ features, int64_t 
 // Limits:   rows < 2^31, 0 <= distinct <= k; the caller checks.
 // Cost:     4 rows k bytes, rows distinct^2 / 2 comparisons; bound by the cache for distinct above 30 or so.
 __global__ void check_neighbors_kernel(const int32_t* __restrict__ neighbor_idx, int64_t rows, int64_t k,
-                                       int64_t distinct, int64_t first_row, int64_t last_row,
+                                       int64_t samples, int64_t distinct, int64_t first_row, int64_t last_row,
                                        unsigned long long* __restrict__ wrong) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp_index();
   if (row >= rows) return;
@@ -47,7 +47,7 @@ __global__ void check_neighbors_kernel(const int32_t* __restrict__ neighbor_idx,
   bool bad = false;
   for (int64_t t = lane_index(); t < k; t += kWarp) {
     const int32_t j = list[t];
-    bad |= j < 0 || j >= rows;
+    bad |= j < 0 || j >= samples;
     if (t >= distinct) continue;
     for (int64_t s = 0; s < t; ++s) bad |= list[s] == j;
   }
@@ -68,16 +68,16 @@ __global__ void check_row_ptr_kernel(const int64_t* __restrict__ row_ptr, int64_
   if (bad) atomicOr(wrong, 1ull);
 }
 
-// Finds out whether the columns of any row do not ascend in [0, cols), or, of an encoding, its values are not positive or
-// do not sum to 2^30.
+// Finds out whether the columns of any row do not ascend in [0, num_cols), or, of an encoding, its values are not
+// positive or do not sum to 2^30.
 // Mapping:  one warp per row; a lane takes every 32nd entry.
 // Reads:    row_ptr [rows + 1] int64, col_idx [nnz] int32 and values [nnz] int32 unless null, once, coalesced.
 // Writes:   wrong by atomicOr, once a thread at most.
 // Limits:   rows < 2^31, row_ptr sound; the caller checks.
 // Cost:     8 rows bytes, 4 or 8 nnz bytes; memory-bound.
-__global__ void check_rows_kernel(const int64_t* __restrict__ row_ptr, int64_t rows,
-                                  const int32_t* __restrict__ col_idx, int64_t cols,
-                                  const int32_t* __restrict__ values, unsigned long long* __restrict__ wrong) {
+__global__ void check_rows_kernel(const int64_t* __restrict__ row_ptr, int64_t rows, int64_t num_cols,
+                                  const int32_t* __restrict__ col_idx, const int32_t* __restrict__ values,
+                                  unsigned long long* __restrict__ wrong) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp_index();
   if (row >= rows) return;  // whole warps leave together
   const int64_t begin = row_ptr[row], end = row_ptr[row + 1];
@@ -85,7 +85,7 @@ __global__ void check_rows_kernel(const int64_t* __restrict__ row_ptr, int64_t r
   bool bad = false;
   for (int64_t t = begin + lane_index(); t < end; t += kWarp) {
     const int32_t j = col_idx[t];
-    bad |= j < 0 || j >= cols || (t > begin && col_idx[t - 1] >= j);
+    bad |= j < 0 || j >= num_cols || (t > begin && col_idx[t - 1] >= j);
     if (values) {
       bad |= values[t] <= 0;
       sum += values[t];
@@ -109,11 +109,12 @@ const char* dmic_launch_check_finite(const float* features, int64_t count, unsig
                 features, count, wrong);
 }
 
-const char* dmic_launch_check_neighbors(const int32_t* neighbor_idx, int64_t rows, int64_t k, int64_t distinct,
-                                        int64_t first_row, int64_t last_row, unsigned long long* wrong, void* stream) {
+const char* dmic_launch_check_neighbors(const int32_t* neighbor_idx, int64_t rows, int64_t k, int64_t samples,
+                                        int64_t distinct, int64_t first_row, int64_t last_row,
+                                        unsigned long long* wrong, void* stream) {
   using namespace dmic;
   return launch(check_neighbors_kernel, blocks_for(rows, kWarpsPerBlock), kThreads, 0,
-                static_cast<cudaStream_t>(stream), neighbor_idx, rows, k, distinct, first_row, last_row,
+                static_cast<cudaStream_t>(stream), neighbor_idx, rows, k, samples, distinct, first_row, last_row,
                 wrong);
 }
 
@@ -124,9 +125,9 @@ const char* dmic_launch_check_row_ptr(const int64_t* row_ptr, int64_t rows, int6
                 static_cast<cudaStream_t>(stream), row_ptr, rows, nnz, wrong);
 }
 
-const char* dmic_launch_check_rows(const int64_t* row_ptr, int64_t rows, const int32_t* col_idx, int64_t cols,
+const char* dmic_launch_check_rows(const int64_t* row_ptr, int64_t rows, int64_t num_cols, const int32_t* col_idx,
                                    const int32_t* values, unsigned long long* wrong, void* stream) {
   using namespace dmic;
   return launch(check_rows_kernel, blocks_for(rows, kWarpsPerBlock), kThreads, 0, static_cast<cudaStream_t>(stream),
-                row_ptr, rows, col_idx, cols, values, wrong);
+                row_ptr, rows, num_cols, col_idx, values, wrong);
 }

@@ -17,10 +17,10 @@ constexpr int32_t kNoColumn = -1;
 // Mapping:  one warp per row; lane t weighs members t, t + 32, ... and compares each with all members.
 // Reads:    the list of the row, and for each member the ends of its row and its ids, again and again from L1.
 // Writes:   numerators [rows, k2], totals and bounds [rows], once; camera_mask, written and read once.
-// Limits:   1 <= k2 <= k1, indices in [0, rows); last_row - first_row < 2^31; the caller checks.
+// Limits:   1 <= k2 <= k1, indices in the encoding; last_row - first_row < 2^31; the caller checks.
 // Cost:     2 rows k2^2 compares of ids, a 32nd of it for each lane; bound by the latency of L1.
 __global__ void weigh_neighbors_kernel(const int64_t* __restrict__ row_ptr, const int32_t* __restrict__ neighbor_idx,
-                                       int64_t rows, int64_t first_row, int64_t last_row, int64_t k1, int64_t k2,
+                                       int64_t num_cols, int64_t first_row, int64_t last_row, int64_t k1, int64_t k2,
                                        const int64_t* __restrict__ camera_ids,
                                        const int64_t* __restrict__ modality_ids, uint32_t* camera_mask,
                                        unsigned long long* numerators, unsigned long long* __restrict__ totals,
@@ -77,7 +77,7 @@ __global__ void weigh_neighbors_kernel(const int64_t* __restrict__ row_ptr, cons
   }
   if (lane != 0) return;
   totals[row] = total;
-  bounds[row] = min(columns, rows);
+  bounds[row] = min(columns, num_cols);
 }
 
 // What a row of the expansion is made of.
@@ -216,7 +216,7 @@ __global__ void merge_neighbors_kernel(Expansion in, int64_t first_row, int64_t 
 }  // namespace
 }  // namespace dmic
 
-const char* dmic_launch_weigh_neighbors(const int64_t* row_ptr, const int32_t* neighbor_idx, int64_t rows,
+const char* dmic_launch_weigh_neighbors(const int64_t* row_ptr, const int32_t* neighbor_idx, int64_t num_cols,
                                         int64_t first_row, int64_t last_row, int64_t k1, int64_t k2,
                                         const int64_t* camera_ids, const int64_t* modality_ids, uint32_t* camera_mask,
                                         unsigned long long* numerators, unsigned long long* totals, int64_t* bounds,
@@ -224,7 +224,7 @@ const char* dmic_launch_weigh_neighbors(const int64_t* row_ptr, const int32_t* n
   using namespace dmic;
   const int64_t blocks = (last_row - first_row + kWarpsPerBlock - 1) / kWarpsPerBlock;
   return launch(weigh_neighbors_kernel, blocks, kWarpsPerBlock * kWarp, 0, static_cast<cudaStream_t>(stream), row_ptr,
-                neighbor_idx, rows, first_row, last_row, k1, k2, camera_ids, modality_ids, camera_mask, numerators,
+                neighbor_idx, num_cols, first_row, last_row, k1, k2, camera_ids, modality_ids, camera_mask, numerators,
                 totals, bounds);
 }
 

@@ -19,12 +19,14 @@ DMIC_HOST_DEVICE constexpr int64_t table_slots(int64_t columns) {
 
 }  // namespace dmic
 
-// The first k2 entries of a row of neighbor_idx [rows, k1] are its members; those with an empty row do not count.
+// The first k2 entries of a row of neighbor_idx [rows, k1] are its members, rows of an encoding that has any number of
+// rows and num_cols columns; those with an empty row do not count.
 // numerators [rows, k2]: the weight of each member, 0 if it does not count; totals [rows]: their sum; bounds [rows]:
-// the expanded row has no more columns. camera_mask [rows, ceil(k2 / 32)] is scratch. camera_ids and modality_ids
-// [rows] may be null.
-extern "C" const char* dmic_launch_weigh_neighbors(const int64_t* row_ptr, const int32_t* neighbor_idx, int64_t rows,
-                                                   int64_t first_row, int64_t last_row, int64_t k1, int64_t k2,
+// the expanded row has no more columns. camera_mask [rows, ceil(k2 / 32)] is scratch. camera_ids and modality_ids,
+// one for each row of the encoding, may be null.
+extern "C" const char* dmic_launch_weigh_neighbors(const int64_t* row_ptr, const int32_t* neighbor_idx,
+                                                   int64_t num_cols, int64_t first_row, int64_t last_row, int64_t k1,
+                                                   int64_t k2,
                                                    const int64_t* camera_ids, const int64_t* modality_ids,
                                                    uint32_t* camera_mask, unsigned long long* numerators,
                                                    unsigned long long* totals, int64_t* bounds, void* stream);

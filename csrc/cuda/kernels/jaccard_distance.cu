@@ -63,17 +63,17 @@ __global__ void count_kernel(const int32_t* __restrict__ indices, int64_t num_in
   if (t < num_indices) atomicAdd(&counts[indices[t]], 1);
 }
 
-// Transposes the encoding: every stored value goes to the list of its column.
+// Transposes rows of the encoding: every stored value goes to the list of its column.
 // Mapping:  one warp per row, lanes over its values.
 // Reads:    row_ptr, col_idx and values, once, coalesced.
 // Writes:   cursors by atomicAdd; lists [nnz] uint64, once, scattered.
 // Limits:   1 <= rows < 2^31; the caller checks. Lists come in no order and are sorted next.
 // Cost:     8 bytes read, one atomic and one scattered write of 8 bytes per value; bound by atomics in L2.
 __global__ void lists_kernel(const int64_t* __restrict__ row_ptr, const int32_t* __restrict__ col_idx,
-                             const int32_t* __restrict__ values, int64_t rows, unsigned long long* cursors,
-                             uint64_t* __restrict__ lists) {
-  const int64_t row = thread_of_grid() / kWarp;
-  if (row >= rows) return;
+                             const int32_t* __restrict__ values, int64_t first_row, int64_t rows,
+                             unsigned long long* cursors, uint64_t* __restrict__ lists) {
+  const int64_t row = first_row + thread_of_grid() / kWarp;
+  if (row >= first_row + rows) return;
   for (int64_t t = row_ptr[row] + lane_index(); t < row_ptr[row + 1]; t += kWarp)
     lists[take(&cursors[col_idx[t]])] = packed(static_cast<int32_t>(row), static_cast<uint32_t>(values[t]));
 }
@@ -403,7 +403,7 @@ __global__ void join_spilled_kernel(const JaccardJoin join, int64_t num_spilled,
 
 // ---- rows in full: the mirrored pairs and the diagonal ------------------------------------------------------------
 
-// One stored distance, to itself, for every row that the encoding has.
+// One stored distance, to itself, for every row that the encoding has; none at all without a row_ptr.
 // Mapping:  one thread per row.
 // Reads:    row_ptr [rows + 1] int64, coalesced.
 // Writes:   lengths [rows] int32, once, coalesced.
@@ -412,10 +412,10 @@ __global__ void join_spilled_kernel(const JaccardJoin join, int64_t num_spilled,
 __global__ void diagonal_lengths_kernel(const int64_t* __restrict__ row_ptr, int64_t rows,
                                         int32_t* __restrict__ lengths) {
   const int64_t row = thread_of_grid();
-  if (row < rows) lengths[row] = row_ptr[row] < row_ptr[row + 1];
+  if (row < rows) lengths[row] = row_ptr && row_ptr[row] < row_ptr[row + 1];
 }
 
-// Puts the diagonal first in every row; what follows goes to the cursors.
+// Puts the diagonal first in every row, unless there is no row_ptr; what follows goes to the cursors.
 // Mapping:  one thread per row.
 // Reads:    row_ptr and distance_ptr int64, coalesced.
 // Writes:   cursors [rows] int64, once, coalesced; keys uint64, at most one a row.
@@ -426,7 +426,7 @@ __global__ void diagonal_kernel(const int64_t* __restrict__ row_ptr, const int64
   const int64_t row = thread_of_grid();
   if (row >= rows) return;
   int64_t at = distance_ptr[row];
-  if (row_ptr[row] < row_ptr[row + 1]) keys[at++] = packed(static_cast<int32_t>(row), 0);  // a distance of 0.0
+  if (row_ptr && row_ptr[row] < row_ptr[row + 1]) keys[at++] = packed(static_cast<int32_t>(row), 0);  // distance 0.0
   cursors[row] = static_cast<unsigned long long>(at);
 }
 
@@ -471,9 +471,10 @@ const char* dmic_launch_jaccard_count(const int32_t* indices, int64_t num_indice
 }
 
 const char* dmic_launch_jaccard_lists(const int64_t* row_ptr, const int32_t* col_idx, const int32_t* values,
-                                      int64_t rows, unsigned long long* cursors, uint64_t* lists, void* stream) {
+                                      int64_t first_row, int64_t rows, unsigned long long* cursors, uint64_t* lists,
+                                      void* stream) {
   return launch(lists_kernel, blocks_for(rows, kRowsPerBlock), kThreads, 0, static_cast<cudaStream_t>(stream), row_ptr,
-                col_idx, values, rows, cursors, lists);
+                col_idx, values, first_row, rows, cursors, lists);
 }
 
 const char* dmic_launch_jaccard_sort(const int64_t* ptr, int64_t segments, uint64_t* keys, int64_t shared_capacity,

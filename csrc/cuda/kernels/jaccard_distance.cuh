@@ -34,10 +34,11 @@ enum JaccardCounter { kJaccardTicket, kJaccardSpilledTicket, kJaccardSpilled, kJ
 extern "C" const char* dmic_launch_jaccard_count(const int32_t* indices, int64_t num_indices, int32_t* counts,
                                                  void* stream);
 
-// cursors [rows] int64: where each list begins; moved to its end. Entries of a list come in no order.
+// The lists of rows [first_row, first_row + rows). cursors, one int64 a column: where each list begins; moved to its
+// end. Entries of a list come in no order.
 extern "C" const char* dmic_launch_jaccard_lists(const int64_t* row_ptr, const int32_t* col_idx, const int32_t* values,
-                                                 int64_t rows, unsigned long long* cursors, uint64_t* lists,
-                                                 void* stream);
+                                                 int64_t first_row, int64_t rows, unsigned long long* cursors,
+                                                 uint64_t* lists, void* stream);
 
 // Sorts every segment ascending; segment s is keys [ptr[s] - ptr[0], ptr[s + 1] - ptr[0]), less than 2^31 long. Those
 // of at most `shared_capacity` keys are sorted in shared memory, longer ones where they are.
@@ -64,11 +65,12 @@ extern "C" const char* dmic_launch_jaccard_join_spilled(const JaccardJoin* join,
                                                         int32_t* candidates, int64_t slots, int64_t all_rows,
                                                         int threads, void* stream);
 
-// lengths [rows] = 1 where the encoding has a row, else 0.
+// lengths [rows] = 1 where the encoding has a row, else 0. Without a row_ptr: 0.
 extern "C" const char* dmic_launch_jaccard_diagonal_lengths(const int64_t* row_ptr, int64_t rows, int32_t* lengths,
                                                             void* stream);
 
-// Puts the diagonal into keys column << 32 | distance at distance_ptr, and cursors [rows] behind it.
+// Puts the diagonal into keys column << 32 | distance at distance_ptr, and cursors [rows] behind it. Without a row_ptr:
+// no diagonal.
 extern "C" const char* dmic_launch_jaccard_diagonal(const int64_t* row_ptr, const int64_t* distance_ptr, int64_t rows,
                                                     unsigned long long* cursors, uint64_t* keys, void* stream);
 

@@ -19,9 +19,9 @@ def encode(name: str, features: np.ndarray, lists: np.ndarray) -> Case:
     return Case(f"k_reciprocal_encoding, {name}", "k_reciprocal_encoding", arguments)
 
 
-def expand(name: str, rows: tuple[np.ndarray, ...], lists: np.ndarray, k2: int) -> Case:
+def expand(name: str, rows: tuple[np.ndarray, ...], lists: np.ndarray, k2: int, num_cols: int = -1) -> Case:
     """invariant_expansion checks an encoding, and that the first k2 of a list are distinct."""
-    arguments = (*map(torch.from_numpy, rows), torch.from_numpy(lists), k2)
+    arguments = (*map(torch.from_numpy, rows), torch.from_numpy(lists), k2, None, None, num_cols)
     return Case(f"invariant_expansion, {name}", "invariant_expansion", arguments)
 
 
@@ -51,6 +51,15 @@ def encoding(num_rows: int = ROWS, nnz: int = 36) -> tuple[np.ndarray, np.ndarra
     return rows.row_ptr, rows.col_idx, rows.values
 
 
+def part(num_rows: int, num_cols: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Some rows of a gallery, the last of which has a value in every column."""
+    dense = random_encoding_rows(num_rows, num_cols, 5)
+    dense[-1] = (1 << 30) // num_cols
+    dense[-1, 0] += (1 << 30) % num_cols
+    rows = csr_from_dense(dense)
+    return rows.row_ptr, rows.col_idx, rows.values
+
+
 def good_cases() -> Iterator[Case]:
     random = np.random.default_rng(0)
     for rows, d in ((1, 1), (9, 5), (ROWS, 16), (20, 513)):
@@ -64,6 +73,10 @@ def good_cases() -> Iterator[Case]:
     lists = random_lists(ROWS, 40)
     lists[:, 34:] = lists[:, :6]
     yield expand("twice beyond k2", encoding(), lists, 34)
+    for rows, num_cols, num_lists in ((7, 50, 3), (50, 7, 70), (50, 50, 40)):
+        lists = random_lists(rows, 7, 0, num_lists)
+        assert lists.max() == rows - 1, "the last row must be in a list"
+        yield expand(f"{num_lists} lists of {rows} rows", part(rows, num_cols), lists, 7, num_cols)
     yield overlap("an encoding", encoding())
     yield overlap("one row", tuple(map(np.array, ([0, 1], np.zeros(1, np.int32), np.array([1 << 30], np.int32)))))
     empty = np.zeros(0, np.int32), np.zeros(0, np.int32)
@@ -103,6 +116,9 @@ def bad_lists() -> Iterator[Case]:
             repeated = edited(lists, (row, second), lists[row, first])
             yield encode(f"{first} again at {second} of row {row} of {k}", features, repeated)
         yield expand(f"the last of {k - 1}", rows, edited(lists, (3, k - 2), lists[3, 0]), k - 1)
+    for num_rows, num_lists in ((7, 30), (30, 7)):
+        lists = edited(random_lists(num_rows, 5, 0, num_lists), (num_lists - 1, 4), num_rows)
+        yield expand(f"a row too many in {num_lists} lists", part(num_rows, 50), lists, 3, 50)
     yield encode("range before repetitions", features, edited(repeated, (last, 4), ROWS))
     lists = random_lists(ROWS, 9)
     for row, begin, end in ((8, 8, 20), (19, 8, 20), (last, last, ROWS), (0, 0, 1)):
@@ -155,6 +171,9 @@ def bad_rows() -> Iterator[Case]:
                 again = edited(col_idx, at, col_idx[at - 1])
                 yield overlap(f"column again at {at}", (row_ptr, again, values))
                 yield overlap(f"columns swapped at {at}", (row_ptr, edited(again, at - 1, col_idx[at]), values))
+    for num_rows, num_cols in ((7, 50), (50, 7)):
+        lists = random_lists(num_rows, 5)
+        yield expand(f"a column too many in {num_rows} rows", part(num_rows, num_cols), lists, 3, num_cols - 1)
     unbalanced = edited(edited(values, 0, values[0] + 1), 5, -3)
     yield overlap("values before sums", (row_ptr, col_idx, unbalanced))
     yield overlap("structure before values", (row_ptr, edited(col_idx, nnz - 1, ROWS), unbalanced))
@@ -225,9 +244,10 @@ MUTANTS = [
     Mutant("indices_past_the_end", "t < k; t += kWarp", "t <= k; t += kWarp", "address"),
     Mutant("last_index_missing", "t < k; t += kWarp", "t < k - 1; t += kWarp"),
     Mutant("first_warp_of_indices", "t < k; t += kWarp", "t < k; t = k"),
-    Mutant("only_the_last_index_counts", "bad |= j < 0 || j >= rows;", "bad = j < 0 || j >= rows;"),
-    Mutant("negative_indices", "bad |= j < 0 || j >= rows;", "bad |= j >= rows;"),
-    Mutant("indices_of_n", "bad |= j < 0 || j >= rows;", "bad |= j < 0 || j > rows;"),
+    Mutant("only_the_last_index_counts", "bad |= j < 0 || j >= samples;", "bad = j < 0 || j >= samples;"),
+    Mutant("negative_indices", "bad |= j < 0 || j >= samples;", "bad |= j >= samples;"),
+    Mutant("indices_of_n", "bad |= j < 0 || j >= samples;", "bad |= j < 0 || j > samples;"),
+    Mutant("indices_up_to_the_number_of_lists", "j >= samples;", "j >= rows;"),
     Mutant("all_must_be_distinct", "    if (t >= distinct) continue;\n", ""),
     Mutant("one_more_must_be_distinct", "if (t >= distinct) continue;", "if (t > distinct) continue;"),
     Mutant("the_last_distinct", "if (t >= distinct) continue;", "if (t >= distinct - 1) continue;"),
@@ -256,10 +276,10 @@ MUTANTS = [
     Mutant("entries_past_the_end", "t < end; t += kWarp", "t <= end; t += kWarp", "address"),
     Mutant("last_entry_missing", "t < end; t += kWarp", "t < end - 1; t += kWarp"),
     Mutant("first_warp_of_entries", "t < end; t += kWarp", "t < end; t = end"),
-    Mutant("only_the_last_column_counts", "bad |= j < 0 || j >= cols ||", "bad = j < 0 || j >= cols ||"),
-    Mutant("negative_columns", "bad |= j < 0 || j >= cols || (", "bad |= j >= cols || ("),
-    Mutant("columns_of_n", "bad |= j < 0 || j >= cols || (", "bad |= j < 0 || j > cols || ("),
-    Mutant("as_many_columns_as_rows", "bad |= j < 0 || j >= cols || (", "bad |= j < 0 || j >= rows || ("),
+    Mutant("only_the_last_column_counts", "bad |= j < 0 || j >= num_cols ||", "bad = j < 0 || j >= num_cols ||"),
+    Mutant("negative_columns", "bad |= j < 0 || j >= num_cols || (", "bad |= j >= num_cols || ("),
+    Mutant("columns_of_n", "bad |= j < 0 || j >= num_cols || (", "bad |= j < 0 || j > num_cols || ("),
+    Mutant("columns_up_to_the_number_of_rows", "j >= num_cols ||", "j >= rows ||"),
     Mutant("columns_descend", " || (t > begin && col_idx[t - 1] >= j)", ""),
     Mutant("columns_repeat", "col_idx[t - 1] >= j", "col_idx[t - 1] > j"),
     Mutant("columns_ascend_into_the_row", "t > begin && col_idx", "t > 0 && col_idx"),

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from emulator_cases import Case, Mutant
-from generators import csr_from_dense, damaged_encodings, edited, gallery, random_encoding_rows, random_lists
+from generators import (
+    csr_from_dense,
+    damaged_encodings,
+    edited,
+    gallery,
+    random_encoding_rows,
+    random_lists,
+    some_rows,
+)
 
 from dmic import Csr
 from dmic.csr import ONE
@@ -15,10 +23,10 @@ from dmic.csr import ONE
 HUGE = 2**63 - 1
 
 
-def case(name: str, encoding: Csr, neighbor_idx, k2: int, camera_ids=None, modality_ids=None) -> Case:
+def case(name: str, encoding: Csr, neighbor_idx, k2: int, camera_ids=None, modality_ids=None, *num_cols: int) -> Case:
     arrays = [encoding.row_ptr, encoding.col_idx, encoding.values, neighbor_idx, camera_ids, modality_ids]
     row_ptr, col_idx, values, neighbor_idx, *ids = (None if a is None else torch.as_tensor(a) for a in arrays)
-    arguments = (row_ptr, col_idx, values, neighbor_idx, k2, *ids)
+    arguments = (row_ptr, col_idx, values, neighbor_idx, k2, *ids, *num_cols)
     return Case(f"invariant_expansion, {name}", "invariant_expansion", arguments)
 
 
@@ -78,6 +86,30 @@ def good_cases() -> Iterator[Case]:
     empty = Csr(np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.int32), 0)
     for k2 in (1, 3):
         yield case(f"no samples, k2 of {k2}", empty, np.zeros((0, 5), np.int32), k2, np.zeros(0, np.int64))
+    yield from parts()
+
+
+def parts() -> Iterator[Case]:
+    """Some rows of a gallery's encoding, and lists of other numbers of samples among them."""
+    rng = np.random.default_rng(4)
+    wide = csr_from_dense(random_encoding_rows(21, 90, 7, seed=2))
+    ids = rng.integers(0, 9, 21), rng.integers(0, 3, 21)
+    for num_lists in (3, 21, 50):
+        for k2 in (1, 6):
+            lists = random_lists(21, 7, 2, num_lists)
+            yield case(f"{num_lists} lists of 21 rows, k2 of {k2}", wide, lists, k2, *ids, 90)
+    square = sparse(21, 5)
+    for k2 in (1, 4):
+        yield case(f"fewer lists, k2 of {k2}", square, random_lists(21, 6, 3, 8), k2)
+        yield case(f"told the number of columns, k2 of {k2}", square, random_lists(21, 6, 3), k2, None, None, 21)
+    rows = some_rows(mixed_lengths(70), slice(10, 55))
+    yield case("short rows and long ones of a part", rows, random_lists(45, 5, 5, 33), 4, None, None, 70)
+    # 7 members with up to 5 values in the same 5 columns: a table of 8 slots is enough
+    yield case("few columns", csr_from_dense(random_encoding_rows(12, 5, 5)), random_lists(12, 8), 7, None, None, 5)
+    for rows in (square, some_rows(square, slice(0, 0))):
+        for k2 in (1, 3):
+            lists = np.zeros((0, 5), np.int32)
+            yield case(f"no lists of {rows.num_rows} rows, k2 of {k2}", rows, lists, k2, None, None, 21)
 
 
 def bad_cases() -> Iterator[Case]:
@@ -98,6 +130,14 @@ def bad_cases() -> Iterator[Case]:
     yield case("the same and an index out of range", encoding, edited(twice, (31, 7), 32), 3, negative, negative)
     yield case("k2 of zero", encoding, lists, 0)
     yield case("too few ids", encoding, lists, 3, cameras[:31])
+    yield case("ids of lists", encoding, lists[:20], 3, cameras[:20])
+    for num_cols in (-2, 0, int(encoding.col_idx.max()), 2**31):
+        yield case(f"{num_cols} columns", encoding, lists, 3, None, None, num_cols)
+    few = some_rows(encoding, slice(0, 9))
+    yield case("a row that a part does not have", few, edited(random_lists(9, 4), (8, 3), 9), 3, None, None, 32)
+    more = random_lists(9, 4, 0, 30)
+    yield case("the same in the last of more lists", few, edited(more, (29, 3), 31), 1, None, None, 32)
+    yield case("members twice in the last of more lists", few, edited(more, (29, 2), more[29, 0]), 3, None, None, 32)
 
 
 MUTANTS = [
@@ -191,7 +231,7 @@ EQUIVALENT = {
     Mutant(
         "lanes_past_the_list_count", "counts = t < k2 && length(j) > 0", "counts = length(j) > 0"
     ): "they repeat the last member, which comes before them, and write nothing",
-    Mutant("bound_beyond_all_columns", "min(columns, rows)", "columns"): "the table is larger than it need be",
+    Mutant("bound_beyond_all_columns", "min(columns, num_cols)", "columns"): "the table is larger than it need be",
     Mutant(
         "members_without_weight_are_added", "      if (numerator == 0) continue;\n", ""
     ): "they have no entries, or add zeros that are dropped",

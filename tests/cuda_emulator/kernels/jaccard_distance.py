@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from emulator_cases import Case, Mutant
-from generators import csr_from_dense, damaged_encodings, gallery, random_encoding_rows
+from generators import csr_from_dense, damaged_encodings, gallery, random_encoding_rows, some_rows
 
 import dmic
 from dmic import Csr
@@ -21,6 +21,10 @@ from dmic.csr import ONE
 def join(name: str, rows: Csr, max_distance: float, *max_pairs: int) -> Case:
     parts = (torch.as_tensor(part) for part in (rows.row_ptr, rows.col_idx, rows.values))
     return Case(f"jaccard_distance, {name}", "jaccard_distance", (*parts, max_distance, *max_pairs))
+
+
+def split(name: str, rows: Csr, max_distance: float, at: int, max_pairs: int = -1) -> Case:
+    return join(f"{name}, split at {at} of {rows.num_rows}", rows, max_distance, max_pairs, at, rows.num_cols)
 
 
 def encoded(num_samples: int, k1: int, k2: int, noise: float = 0.7) -> Csr:
@@ -108,6 +112,32 @@ def good_cases() -> Iterator[Case]:
     parts = [torch.as_tensor(part) for part in (few_rows.row_ptr, few_rows.col_idx, few_rows.values)]
     strided = Csr(*(torch.stack([part, part], 1)[:, 0] for part in parts), 30)
     yield join("strided", strided, 0.6)
+    yield from splits()
+
+
+def splits() -> Iterator[Case]:
+    """Pairs across a split, and rows with more or fewer columns than there are rows."""
+    gallery_rows = encoded(66, 16, 6)
+    for at in (1, 30, 65, 66):
+        yield split("a gallery", gallery_rows, radii(gallery_rows, 0.3)[0], at)
+    yield split("all pairs of a gallery", gallery_rows, 1.0, 40)
+    crowded = csr_from_dense(random_encoding_rows(72, 100, 50, seed=1))
+    for radius in (1.0, radii(crowded, 0.05)[0]):
+        yield split(f"crowded columns within {radius}", crowded, radius, 4)
+    yield split("halves", halves(80, 4), radii(halves(80, 4), 0.3)[0], 21)
+    for radius in radii(ladder(6), 0.4):
+        yield split(f"a ladder within {radius!r}", ladder(6), radius, 7)
+    equal = csr_from_dense(ONE * np.repeat(np.eye(70, dtype=np.int32)[-1:], 70, axis=0))
+    yield split("equal rows and room for all pairs", equal, 0.0, 33, 33 * 37)
+    yield split("no pair and room for none", csr_from_dense(ONE * np.eye(9, dtype=np.int32)), 1.0, 4, 0)
+    for rows in ([*range(5)], [*range(20, 30)], [*range(20)]):  # the first part or the second, or some of a part
+        for at in (5, 20):
+            yield split(f"empty rows {rows}", with_empty_rows(encoded(30, 8, 3), rows), 0.8, at)
+    part = some_rows(gallery_rows, slice(20, 50))
+    for at in (0, 12):
+        yield split("rows of a gallery", part, 0.9, at)
+        yield split("more rows than columns", csr_from_dense(random_encoding_rows(50, 6, 3)), 0.6, at)
+    yield split("no rows", some_rows(part, slice(0, 0)), 0.5, 0)
 
 
 def bad_cases() -> Iterator[Case]:
@@ -117,8 +147,12 @@ def bad_cases() -> Iterator[Case]:
     for radius in (-0.1, 1.5, float("nan")):
         yield join(f"a radius of {radius}", equal, radius)
     for number, (damaged, _) in enumerate(damaged_encodings(encoded(20, 8, 3))):
-        if damaged.num_cols == damaged.num_rows:  # another number of columns cannot be told to the op
-            yield join(f"damage {number}", damaged, 0.5)
+        yield join(f"damage {number}", damaged, 0.5)
+    for at in (-1, 31):
+        yield join(f"a split at {at}", equal, 0.5, -1, at)
+    yield split("more pairs than allowed", equal, 0.25, 10, 199)
+    for num_cols in (-2, 0, 19, 2**31):
+        yield join(f"{num_cols} columns", some_rows(encoded(20, 8, 3), slice(5, 20)), 0.5, -1, 0, num_cols)
 
 
 MUTANTS = [
@@ -128,9 +162,15 @@ MUTANTS = [
     Mutant("cursors_not_atomic", "return atomicAdd(cursor, 1ull);", "return (*cursor)++;", "thread"),
     Mutant(
         "lists_of_one_row_more",
-        "  if (row >= rows) return;\n  for (int64_t t = row_ptr[row] + lane_index();",
-        "  if (row > rows) return;\n  for (int64_t t = row_ptr[row] + lane_index();",
+        "if (row >= first_row + rows) return;",
+        "if (row > first_row + rows) return;",
         "address",
+    ),
+    Mutant("lists_of_the_last_row_missing", "if (row >= first_row + rows) return;", "if (row >= rows) return;"),
+    Mutant(
+        "lists_of_the_first_rows",
+        "const int64_t row = first_row + thread_of_grid() / kWarp;",
+        "const int64_t row = thread_of_grid() / kWarp;",
     ),
     # sorting
     Mutant(
@@ -322,6 +362,12 @@ MUTANTS = [
     ),
     # the mirror
     Mutant("diagonal_lengths_past_the_end", "if (row < rows) lengths[row]", "if (row <= rows) lengths[row]", "address"),
+    Mutant(
+        "lengths_of_a_diagonal_in_a_split",
+        "row_ptr && row_ptr[row] < row_ptr[row + 1];",
+        "!row_ptr || row_ptr[row] < row_ptr[row + 1];",
+    ),
+    Mutant("a_diagonal_in_a_split", "if (row_ptr && row_ptr[row]", "if (row_ptr[row]"),
 ]
 
 # No test can notice these, and here is why.
