@@ -1,5 +1,5 @@
-// Waves of tiles, each as wide as all before it, so that thresholds are tight when most tiles are compared; with a split,
-// for the rows of either side. Scratch: 2 N d bytes for the rounded features, 8 N capacity for the lists, 33 N.
+// Waves of tiles, each as wide as all before it, so that thresholds are tight when most tiles are compared, on both sides
+// of a split. Scratch: 2 N d bytes for the rounded features, 8 N capacity for the lists, 33 N.
 #include "../ops/knn_graph.h"
 
 #include <algorithm>

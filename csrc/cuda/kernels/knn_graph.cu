@@ -4,9 +4,9 @@
 // of X X^T is computed once by the tensor cores and serves its rows and its columns. A pair is dropped at once if a
 // rigorous bound on its distance is beyond what the row has already seen k1 samples within; the rare survivors are
 // appended to lists, which are compacted between waves of tiles. In the end the survivors are re-scored with the
-// canonical float64 distance. A row's certificate: no candidate was lost to a full list, and its k1-th distance, or what
-// the caller asks for if that is nearer, is within `reach`, which everything dropped is beyond. Rows without one are
-// compared with every sample exactly.
+// canonical float64 distance. A row's certificate: no candidate was lost to a full list, and its k1-th distance, or
+// `farthest` if that is nearer, is within `reach`, which everything dropped is beyond. Rows without one are compared with
+// every sample exactly.
 //
 // With a split, tiles are of rows of one side and columns of the other, and lists start empty.
 //
@@ -159,8 +159,9 @@ __global__ void knn_graph_start_kernel(const double* __restrict__ norm_sq, const
 //           units swizzled by row so that ldmatrix meets no bank twice; bounds and limits of the tile's rows and columns.
 // Writes:   survivors to lists [rows, capacity], positions by atomicAdd on count; the first tile of a row without atomics.
 // Limits:   rows < 2^31; d a multiple of 8; a position beyond the capacity is counted and not written: no certificate.
-// Cost:     2 kRows kCols d operations of the tensor cores a tile, rows^2 d in all of one side; 2 (kRows + kCols) d bytes a tile from
-//           the second-level cache; 7 operations a pair for the filter. Tensor cores, then cache bandwidth.
+// Cost:     2 kRows kCols d operations of the tensor cores a tile, rows^2 d in all, or twice the product of two sides;
+//           2 (kRows + kCols) d bytes a tile from the second-level cache; 7 operations a pair for the filter. Tensor
+//           cores, then cache bandwidth.
 template <class T>
 __global__ void __launch_bounds__(T::kThreads)
     knn_graph_compare_kernel(const uint16_t* __restrict__ rounded, Side rows, Side cols, int64_t d,
@@ -355,8 +356,8 @@ __global__ void knn_graph_finish_kernel(const float* __restrict__ features, cons
                                         int64_t capacity, const int32_t* __restrict__ count,
                                         const float* __restrict__ reach, const uint8_t* __restrict__ overflowed,
                                         const float* __restrict__ farthest, int32_t* __restrict__ neighbor_idx,
-                                        float* __restrict__ neighbor_dist,
-                                        int32_t* __restrict__ redo, unsigned long long* __restrict__ redo_count) {
+                                        float* __restrict__ neighbor_dist, int32_t* __restrict__ redo,
+                                        unsigned long long* __restrict__ redo_count) {
   constexpr int kAtOnce = 4;
   const int lane = lane_index();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_index();
@@ -505,9 +506,9 @@ int warps_for_lists(int64_t capacity) {
 }
 
 template <class T>
-const char* compare(const uint16_t* rounded, int64_t rows, int64_t d, int64_t split, int64_t first_shift, int64_t shifts,
-                    const float* bounds, const float* limit, uint64_t* lists, int64_t capacity, int32_t* count,
-                    cudaStream_t stream) {
+const char* compare(const uint16_t* rounded, int64_t rows, int64_t d, int64_t split, int64_t first_shift,
+                    int64_t shifts, const float* bounds, const float* limit, uint64_t* lists, int64_t capacity,
+                    int32_t* count, cudaStream_t stream) {
   const int64_t before = split > 0 ? split : rows, after = rows - split;
   const Side one{0, before, blocks_for(before, T::kCols)}, other{split, after, blocks_for(after, T::kCols)};
   const Side& fewer = one.blocks <= other.blocks ? one : other;

@@ -23,8 +23,8 @@ bool dmic_knn_graph_large_tiles_fit();
 int64_t dmic_knn_graph_block(bool large_tiles);
 
 // Tiles (b, (b + shift) mod blocks) for every block b and first_shift <= shift < first_shift + shifts. With a split, b is
-// of the side with fewer blocks and meets (b more / fewer + shift) mod more of the other: spread evenly, so that these see
-// as much of it in some shifts as in any others.
+// of the side with fewer blocks and meets (b more / fewer + shift) mod more of the other: spread evenly, so that all of
+// these have seen as much.
 // rounded float16 [rows, d], d a multiple of 8; lists uint64 [rows, capacity], capacity >= the block.
 const char* dmic_launch_knn_graph_compare(const uint16_t* rounded, int64_t rows, int64_t d, int64_t split,
                                           bool large_tiles, int64_t first_shift, int64_t shifts, const float* bounds,
@@ -43,7 +43,8 @@ const char* dmic_launch_knn_graph_finish(const float* features, const double* no
                                          int32_t* neighbor_idx, float* neighbor_dist, int32_t* redo,
                                          unsigned long long* redo_count, void* stream);
 
-// Rows redo[0, num_redo) against all, or against the other side: distances float32 [num_redo, rows] and keys uint64 [num_redo, k1] are scratch.
+// Rows redo[0, num_redo) against all, or against the other side. Scratch: distances float32 [num_redo, rows], keys uint64
+// [num_redo, k1].
 const char* dmic_launch_knn_graph_redo(const float* features, const double* norm_sq, int64_t rows, int64_t d, int64_t k1,
                                        int64_t split, const float* farthest, const int32_t* redo, int64_t num_redo,
                                        float* distances, uint64_t* keys, int32_t* neighbor_idx, float* neighbor_dist,
