@@ -84,7 +84,7 @@ def good_cases_of_two_sides() -> Iterator[Case]:
     duplicates[np.arange(200) % 90 >= 16] = 10 * duplicates[16]
     yield between("duplicates on two sides", duplicates, 90, 3, redone="some")
     yield between("two sides that are redone", gallery(70, 6).features, 31, 50, redone="all")
-    yield between("limits that are redone", gallery(70, 6).features, 31, 50, np.linspace(0, 2, 70), redone="all")
+    yield between("limits that are redone", grid_features(70, 3), 31, 50, np.arange(70) % 9, redone="all")
     yield between("distances beyond float32", gallery(70, 6).features * 1e30, 31, 50, redone="all")
     yield between("one beyond float32", [[3e38, -3e38], [1e-45, 3e38], [-3e38, 1e-45]], 1, 3, [np.inf, 3.4e38, 0])
 
