@@ -307,6 +307,7 @@ __global__ void knn_graph_compact_kernel(const double* __restrict__ norm_sq, dou
   double* uppers = dynamic_shared<double>() + warp_index() * capacity;
   uint64_t* list = lists + row * capacity;
   const int found = static_cast<int>(count[row] < capacity ? count[row] : capacity);
+  if (found == 0) return;  // with two sides; the count is not written while others read it
   if (lane == 0 && count[row] > capacity) overflowed[row] = 1;
   const double norm = norm_sq[row] * scale_sq;
   const Bound bound = bounds[row];

@@ -158,7 +158,7 @@ MUTANTS = [
     Mutant("rows_of_the_longer_side", "fewer = one.blocks <= other.blocks ? one : other", "fewer = one"),
     Mutant("columns_of_the_second_side", "more = one.blocks <= other.blocks ? other : one", "more = other"),
     Mutant("half_turn_never", "row_block >= shift) return;", "row_block >= 0) return;"),
-    Mutant("second_half_missing", "+ blockIdx.x % 2 * T::kRows;", "+ 0 * T::kRows;"),
+    Mutant("second_half_missing", "+ blockIdx.x % 2 * T::kRows", "+ 0 * T::kRows"),
     Mutant("columns_unbounded", "inside = step * kDepth + unit * 8 < d;", "inside = true;"),
     Mutant("samples_unbounded", "inside && below < (of_rows ? rows_left : cols_left)", "inside", "address"),
     Mutant("copies_not_swizzled", "(unit ^ (copy_row & 7))", "unit"),
@@ -193,6 +193,7 @@ MUTANTS = [
         "address",
     ),
     Mutant("found_unbounded", "count[row] < capacity ? count[row] : capacity", "count[row]", "address"),
+    Mutant("counts_of_nothing_race", "  if (found == 0) return;", "", "thread"),
     Mutant("losses_forgotten", "overflowed[row] = 1;", "overflowed[row] = 0;"),
     Mutant("one_neighbor_too_few", "rank_of(uppers, found, t) == k1 - 1", "rank_of(uppers, found, t) == k1 - 2"),
     Mutant(
@@ -228,7 +229,7 @@ MUTANTS = [
     Mutant("short_lists_end_near", "k1 + rank] = HUGE_VALF;", "k1 + rank] = 0.0f;"),
     Mutant("short_lists_unbounded", "rank < k1; rank += kWarp", "rank <= k1; rank += kWarp", "address"),
     Mutant("last_candidates_missing", "first < found; first += kAtOnce", "first + kAtOnce <= found; first += kAtOnce"),
-    Mutant("keys_race", "    __syncwarp();\n    bool beyond", "    bool beyond", "thread"),
+    Mutant("keys_race", "    __syncwarp();\n    const float end", "    const float end", "thread"),
     Mutant("one_neighbor_too_many", "if (rank >= k1) continue;", "if (rank > k1) continue;", "address"),
     Mutant("half_of_the_warp_votes", "__any_sync(kAllLanes, beyond)", "__any_sync(0xffffu, beyond)"),
     Mutant("redo_not_atomic", "redo[atomicAdd(redo_count, 1ull)]", "redo[(*redo_count)++]", "thread"),
@@ -236,9 +237,7 @@ MUTANTS = [
     # redo
     Mutant("redo_unbounded", "  if (first >= num_redo) return;", "", "address"),
     Mutant("redo_writes_unbounded", "lane_index() == r && first + r < num_redo", "lane_index() == r", "address"),
-    Mutant(
-        "redo_reads_unbounded", "redo[first + r < num_redo ? first + r : first] * d", "redo[first + r] * d", "address"
-    ),
+    Mutant("redo_reads_unbounded", "redo[first + r < num_redo ? first + r : first]", "redo[first + r]", "address"),
     Mutant("redo_takes_its_own_side", "split == 0 || (i < split) != (j < split)", "true"),
     Mutant("redo_takes_none_of_one_side", "split == 0 || (i < split)", "(i < split)"),
     Mutant("redo_asks_the_last_row", "any_compared |= are_compared", "any_compared = are_compared"),
