@@ -63,7 +63,7 @@ Function* op(const char* name) {
 
 }  // namespace
 
-using Search = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, int64_t, int64_t, const Ids&);
+using Search = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, int64_t, int64_t, const Ids&, int64_t, const Ids&);
 using Encode = Csr(const Tensor&, const Tensor&, int64_t);
 using Sets = std::tuple<Tensor, Tensor>;  // row_ptr, col_idx
 using FindSets = Sets(const Tensor&, int64_t, int64_t, int64_t);
@@ -78,12 +78,12 @@ using Round = std::tuple<Tensor, Tensor>(const Tensor&, int64_t);
 extern "C" {  // names that callgrind is given
 
 [[gnu::noinline]] void measured_knn_graph(Search* search, const Tensor& features, Csr& found) {
-  found = search(features, kK1, 0, std::nullopt);
+  found = search(features, kK1, 0, std::nullopt, 0, std::nullopt);
 }
 
 [[gnu::noinline]] void measured_knn_graph_along_directions(Search* search, const Tensor& features,
                                                            const Ids& directions, Csr& found) {
-  found = search(features, kK1, 0, directions);
+  found = search(features, kK1, 0, directions, 0, std::nullopt);
 }
 
 [[gnu::noinline]] void measured_k_reciprocal_encoding(Encode* encode, const Tensor& features, const Tensor& lists,

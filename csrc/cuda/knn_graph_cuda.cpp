@@ -1,5 +1,5 @@
-// Waves of tiles, each as wide as all before it, so that thresholds are tight when most tiles are compared. Scratch: 2 N d
-// bytes for the rounded features, 8 N capacity for the lists, 33 N.
+// Waves of tiles, each as wide as all before it, so that thresholds are tight when most tiles are compared, on both sides
+// of a split. Scratch: 2 N d bytes for the rounded features, 8 N capacity for the lists, 33 N.
 #include "../ops/knn_graph.h"
 
 #include <algorithm>
@@ -27,17 +27,22 @@ int64_t capacity_for(int64_t k1) { return 3 * k1 + 64; }
 
 class Search {
  public:
-  Search(const Tensor& features, int64_t k1, int64_t block_rows, void* stream)
+  Search(const Tensor& features, int64_t k1, int64_t block_rows, int64_t split, const std::optional<Tensor>& farthest,
+         void* stream)
       : features_(features),
         x_(features.const_data_ptr<float>()),
+        farthest_(farthest ? farthest->const_data_ptr<float>() : nullptr),
         rows_(features.size(0)),
+        split_(split),
         d_(features.size(1)),
         k1_(k1),
         stream_(stream),
         large_tiles_((block_rows ? block_rows >= dmic_knn_graph_block(true) : tuned(1, 0)) &&
                      dmic_knn_graph_large_tiles_fit()),
         block_(dmic_knn_graph_block(large_tiles_)),
-        blocks_((rows_ + block_ - 1) / block_),
+        fewer_(std::min(blocks_of(split ? split : rows_), blocks_of(rows_ - split))),
+        more_(std::max(blocks_of(split ? split : rows_), blocks_of(rows_ - split))),
+        shifts_(split == 0 ? more_ / 2 + 1 : fewer_ > 0 ? more_ : 0),
         capacity_(std::max(block_, capacity_for(k1))),
         norm_sq_(new_tensor(features, {rows_}, ScalarType::Double)),
         neighbor_idx_(new_tensor(features, {rows_, k1}, ScalarType::Int)),
@@ -57,8 +62,17 @@ class Search {
 
  private:
   // Units of progress: pairs of blocks, and what finishing the rows is worth in them.
-  int64_t tiles() const { return blocks_ * (blocks_ / 2 + 1); }
-  int64_t finish_work() const { return blocks_ * kFinishWeight; }
+  int64_t tiles() const { return fewer_ * shifts_; }
+  int64_t finish_work() const { return blocks_of(rows_) * kFinishWeight; }
+
+  int64_t blocks_of(int64_t rows) const { return (rows + block_ - 1) / block_; }
+
+  // As many shifts as show a row no more than what it has seen, or one block until thresholds can come of it.
+  int64_t next_shifts(int64_t shift) const {
+    const auto blocks = [&](int64_t seen) { return seen * block_ < std::max(2 * block_, k1_) ? 1 : seen; };
+    if (split_ == 0) return shift == 0 ? 1 : std::max<int64_t>(1, blocks(2 * shift - 1) / 2);
+    return std::min(blocks(shift), blocks(shift * fewer_ / more_) * more_ / fewer_);
+  }
 
   template <class T>
   static T* data(Tensor& tensor) {
@@ -93,40 +107,39 @@ class Search {
       Tensor bad_row = full_int64(features_, 1, rows_);  // stays so: no value is above its row's norm
       check(dmic_launch_round_features(x_, rows_, d_, scale_, data<uint16_t>(rounded), data<float>(residual_norm),
                                        data<unsigned long long>(bad_row), stream_));
-      check(dmic_launch_knn_graph_start(data<double>(norm_sq_), data<float>(residual_norm), rows_, d_, scale_, blocks_,
-                                        data<float>(bounds), data<int32_t>(count), data<float>(limit), data<float>(reach),
-                                        stream_));
-      const int64_t longest = std::max<int64_t>(1, kMaxWaveTiles / (2 * blocks_));
-      for (int64_t shift = 0, seen = 0; shift <= blocks_ / 2;) {
-        const int64_t doubling = seen < std::max(2 * block_, k1_) ? 1 : seen / (2 * block_);
-        const int64_t shifts = std::min({shift == 0 ? 1 : doubling, longest, blocks_ / 2 + 1 - shift});
-        check(dmic_launch_knn_graph_compare(data<uint16_t>(rounded), rows_, d_, large_tiles_, shift, shifts,
+      check(dmic_launch_knn_graph_start(data<double>(norm_sq_), data<float>(residual_norm), rows_, d_, scale_,
+                                        split_ ? 0 : fewer_, farthest_, data<float>(bounds), data<int32_t>(count),
+                                        data<float>(limit), data<float>(reach), stream_));
+      const int64_t longest = std::max<int64_t>(1, kMaxWaveTiles / (2 * std::max<int64_t>(1, fewer_)));
+      for (int64_t shift = 0; shift < shifts_;) {
+        const int64_t shifts = std::min({next_shifts(shift), longest, shifts_ - shift});
+        check(dmic_launch_knn_graph_compare(data<uint16_t>(rounded), rows_, d_, split_, large_tiles_, shift, shifts,
                                             data<float>(bounds), data<float>(limit), data<uint64_t>(lists), capacity_,
                                             data<int32_t>(count), stream_));
         check(dmic_launch_knn_graph_compact(data<double>(norm_sq_), scale_, rows_, k1_, data<float>(bounds),
                                             data<uint64_t>(lists), capacity_, data<int32_t>(count), data<float>(limit),
                                             data<float>(reach), data<uint8_t>(overflowed), stream_));
-        seen += (shift == 0 ? 1 : 2) * shifts * block_;
         shift += shifts;
         if (shifts == longest) read_int64(num_redone_);  // waits, so that a stop is not queued behind minutes of work
-        progress.add(shifts * blocks_);
+        progress.add(shifts * fewer_);
         progress.poll();
         progress.check();
       }
     }
     check(dmic_launch_knn_graph_finish(x_, data<double>(norm_sq_), rows_, d_, k1_, data<uint64_t>(lists), capacity_,
-                                       data<int32_t>(count), data<float>(reach), data<uint8_t>(overflowed),
+                                       data<int32_t>(count), data<float>(reach), data<uint8_t>(overflowed), farthest_,
                                        data<int32_t>(neighbor_idx_), data<float>(neighbor_dist_), data<int32_t>(redo_),
                                        data<unsigned long long>(num_redone_), stream_));
   }
 
-  // Lists of this length fit no shared memory: without candidates no row has a certificate, and all are redone.
+  // Lists of this length fit no shared memory: they count as overflowed, and all rows are redone.
   void redo_everything(Progress& progress) {
     progress.add(tiles());
     const Tensor count = new_zeros(features_, rows_, ScalarType::Int);
-    const Tensor none = new_zeros(features_, rows_, ScalarType::Byte);
+    Tensor overflowed = new_tensor(features_, {rows_}, ScalarType::Byte);
+    torch::stable::fill_(overflowed, 1.0);
     check(dmic_launch_knn_graph_finish(x_, data<double>(norm_sq_), rows_, d_, k1_, nullptr, 1,
-                                       count.const_data_ptr<int32_t>(), nullptr, none.const_data_ptr<uint8_t>(),
+                                       count.const_data_ptr<int32_t>(), nullptr, data<uint8_t>(overflowed), farthest_,
                                        data<int32_t>(neighbor_idx_), data<float>(neighbor_dist_), data<int32_t>(redo_),
                                        data<unsigned long long>(num_redone_), stream_));
   }
@@ -142,9 +155,10 @@ class Search {
     const int64_t chunk = distances.size(0);
     Tensor keys = new_tensor(features_, {chunk, k1_}, ScalarType::Long);
     for (int64_t first = 0; first < num_redo; first += chunk) {
-      check(dmic_launch_knn_graph_redo(x_, data<double>(norm_sq_), rows_, d_, k1_, data<int32_t>(redo_) + first,
-                                       std::min(chunk, num_redo - first), data<float>(distances), data<uint64_t>(keys),
-                                       data<int32_t>(neighbor_idx_), data<float>(neighbor_dist_), stream_));
+      check(dmic_launch_knn_graph_redo(x_, data<double>(norm_sq_), rows_, d_, k1_, split_, farthest_,
+                                       data<int32_t>(redo_) + first, std::min(chunk, num_redo - first),
+                                       data<float>(distances), data<uint64_t>(keys), data<int32_t>(neighbor_idx_),
+                                       data<float>(neighbor_dist_), stream_));
       const int64_t done = std::min(num_redo, first + chunk);
       progress.add(finish_work() * done / num_redo - finish_work() * first / num_redo);
       progress.poll();
@@ -154,10 +168,12 @@ class Search {
 
   const Tensor& features_;
   const float* x_;
-  const int64_t rows_, d_, k1_;
+  const float* farthest_;  // or null
+  const int64_t rows_, split_, d_, k1_;
   void* const stream_;
   const bool large_tiles_;
-  const int64_t block_, blocks_, capacity_;
+  const int64_t block_, fewer_, more_;  // blocks of the two sides; without a split both are all
+  const int64_t shifts_, capacity_;
   double scale_ = 1.0;
   Tensor norm_sq_, neighbor_idx_, neighbor_dist_, redo_, num_redone_;
 };
@@ -178,13 +194,14 @@ std::tuple<Tensor, Tensor, Tensor> knn_graph_cuda(const Tensor& features, int64_
                                                   const std::optional<Tensor>& directions, int64_t split,
                                                   const std::optional<Tensor>& farthest) {
   check_knn_graph_args(features, k1, block_rows, directions, split, farthest);
-  if (split > 0) throw std::runtime_error("knn_graph: a split is not supported on a GPU yet");
   if (features.size(0) == 0)
     return {new_tensor(features, {0, k1}, ScalarType::Int), new_tensor(features, {0, k1}, ScalarType::Float),
             full_int64(features, 1, 0)};
   const CurrentDevice device(features);
   const Tensor dense = aligned(features);
-  return Search(dense, k1, block_rows, device.stream()).run();
+  const std::optional<Tensor> limits = as_dense(farthest);
+  if (limits) check_farthest(to_cpu(*limits).const_data_ptr<float>(), features.size(0));
+  return Search(dense, k1, block_rows, split, limits, device.stream()).run();
 }
 
 }  // namespace

@@ -6,10 +6,10 @@
 // directions     float32 [m, d] or none: orthonormal rows along which features vary most. The CPU compares samples along
 //                them first; they change time, not a bit. A GPU has no use for them.
 // split          0 <= split <= N. 0: every sample is compared with every sample. Otherwise rows [0, split) are compared
-//                with rows [split, N) only, and each list is of the other side: the sample itself is not in it. Where the
-//                other side is shorter than k1, lists end with index -1 and distance +infinity.
-// farthest       float32 [N] or none, >= 0 or +infinity, only with a split: list i holds nothing beyond farthest[i], and is
-//                as short as that makes it. The search starts from these thresholds.
+//                with rows [split, N) only, and a list is of the other side: the sample itself is not in it. Where
+//                there are fewer than k1, it ends with index -1 and distance +infinity.
+// farthest       float32 [N] or none, >= 0 or +infinity, only with a split: list i holds nothing beyond farthest[i].
+//                The search starts from these thresholds.
 // neighbor_idx   int32 [N, k1]: the k1 nearest samples of each sample, itself included, or of the other side.
 // neighbor_dist  float32 [N, k1]: squared Euclidean distance, ascending; equal distances by ascending index.
 // num_redone     int64 [1]: rows whose candidates were not proved complete, and that were compared with every sample.

@@ -334,7 +334,7 @@ Lists search_emulated(const std::vector<float>& features, int64_t capacity, uint
   check(longest == *std::max_element(norm_sq.begin(), norm_sq.end()), "the longest row");
   const double scale = std::ldexp(1.0, 14 - std::ilogb(std::sqrt(longest)));
 
-  std::vector<uint8_t> overflowed(kRows);
+  std::vector<uint8_t> overflowed(kRows, capacity == 0);
   std::vector<int32_t> count(kRows), redo(kRows);
   std::vector<float> bounds(4 * kRows), limit(kRows), reach(kRows);
   std::vector<uint64_t> lists(kRows * std::max<int64_t>(1, capacity));
@@ -342,10 +342,10 @@ Lists search_emulated(const std::vector<float>& features, int64_t capacity, uint
     Rounded rounded(kRows, kDim);
     run(dmic_launch_round_features(features.data(), kRows, kDim, scale, rounded.halves.data(), rounded.norms.data(),
                                    &bad_row, nullptr));
-    run(dmic_launch_knn_graph_start(norm_sq.data(), rounded.norms.data(), kRows, kDim, scale, blocks, bounds.data(),
-                                    count.data(), limit.data(), reach.data(), nullptr));
+    run(dmic_launch_knn_graph_start(norm_sq.data(), rounded.norms.data(), kRows, kDim, scale, blocks, nullptr,
+                                    bounds.data(), count.data(), limit.data(), reach.data(), nullptr));
     for (const auto& [first, shifts] : {std::pair<int64_t, int64_t>{0, 1}, {1, blocks / 2}}) {
-      run(dmic_launch_knn_graph_compare(rounded.halves.data(), kRows, kDim, false, first, shifts, bounds.data(),
+      run(dmic_launch_knn_graph_compare(rounded.halves.data(), kRows, kDim, 0, false, first, shifts, bounds.data(),
                                         limit.data(), lists.data(), capacity, count.data(), nullptr));
       run(dmic_launch_knn_graph_compact(norm_sq.data(), scale, kRows, kK1, bounds.data(), lists.data(), capacity,
                                         count.data(), limit.data(), reach.data(), overflowed.data(), nullptr));
@@ -354,13 +354,13 @@ Lists search_emulated(const std::vector<float>& features, int64_t capacity, uint
   Lists found{std::vector<int32_t>(kRows * kK1), std::vector<float>(kRows * kK1)};
   run(dmic_launch_knn_graph_finish(features.data(), norm_sq.data(), kRows, kDim, kK1, lists.data(),
                                    std::max<int64_t>(1, capacity), count.data(), reach.data(), overflowed.data(),
-                                   found.neighbor_idx.data(), found.neighbor_dist.data(), redo.data(), &redone,
+                                   nullptr, found.neighbor_idx.data(), found.neighbor_dist.data(), redo.data(), &redone,
                                    nullptr));
   num_redone = redone;
   if (redone == 0) return found;
   std::vector<float> distances(redone * kRows);
   std::vector<uint64_t> keys(redone * kK1);
-  run(dmic_launch_knn_graph_redo(features.data(), norm_sq.data(), kRows, kDim, kK1, redo.data(),
+  run(dmic_launch_knn_graph_redo(features.data(), norm_sq.data(), kRows, kDim, kK1, 0, nullptr, redo.data(),
                                  static_cast<int64_t>(redone), distances.data(), keys.data(), found.neighbor_idx.data(),
                                  found.neighbor_dist.data(), nullptr));
   return found;

@@ -4,8 +4,11 @@
 // of X X^T is computed once by the tensor cores and serves its rows and its columns. A pair is dropped at once if a
 // rigorous bound on its distance is beyond what the row has already seen k1 samples within; the rare survivors are
 // appended to lists, which are compacted between waves of tiles. In the end the survivors are re-scored with the
-// canonical float64 distance. A row's certificate: no candidate was lost to a full list, and its k1-th distance is within
-// `reach`, which everything dropped is beyond. Rows without one are compared with every sample exactly.
+// canonical float64 distance. A row's certificate: no candidate was lost to a full list, and its k1-th distance, or
+// `farthest` if that is nearer, is within `reach`, which everything dropped is beyond. Rows without one are compared with
+// every sample exactly.
+//
+// With a split, tiles are of rows of one side and columns of the other, and lists start empty.
 //
 // The bound, in scaled units: |x_i . x_j - score| <= e_i L_j + L_i e_j + gamma L_i L_j, where e is the norm of what the
 // rounding lost, L >= |x| and >= |x rounded|, and gamma is what the sum of d products can lose. Tensor cores align the
@@ -24,6 +27,7 @@ constexpr int kWarpsPerBlock = 8;
 constexpr int kSelectThreads = 256, kSelectThreadsOfFewRows = 64, kFewRows = 4096;
 constexpr int64_t kListBytes = 48 * 1024;     // of shared memory for the lists of a block's warps
 constexpr int kRedoRows = 4;                  // that share one read of a sample
+constexpr uint32_t kNone = 0x7fffffffu;       // bits of a distance that is not in the list: NaN, beyond all distances
 constexpr double kRounding = 0x1p-24;         // unit roundoff of float32
 constexpr double kUnderflow = 0x1p-120;       // more than denormals can lose in the filter
 constexpr double kCanonical = 0x1p-30;        // more than the float64 roundings of a distance, relative to the norms
@@ -66,6 +70,26 @@ __device__ float float_above(double value) { return -float_below(-value); }
 // Blocks of nearly equal size, so that each has seen enough of itself to start from.
 __host__ __device__ int64_t block_begin(int64_t block, int64_t blocks, int64_t rows) { return block * rows / blocks; }
 
+// Consecutive samples, cut into blocks.
+struct Side {
+  int64_t first, rows, blocks;
+  __device__ int64_t begin(int64_t block) const { return first + block_begin(block, blocks, rows); }
+};
+
+// A sample is compared with all, or with those on the other side of the split.
+__device__ bool are_compared(int64_t i, int64_t j, int64_t split) { return split == 0 || (i < split) != (j < split); }
+
+// The largest scaled distance that may still round to `within`: at equal float32 distances the lower index wins.
+__device__ double threshold_of(float within, double scale_sq) {
+  const float next = nextafterf(within, HUGE_VALF);
+  return next < HUGE_VALF ? static_cast<double>(next) * scale_sq : HUGE_VAL;
+}
+
+// What the filter compares with, of a row that drops what is beyond the threshold.
+__device__ float limit_of(double norm, double threshold) {
+  return float_below((norm - threshold) / 2 - 8 * kRounding * (norm + threshold) - kUnderflow);
+}
+
 __device__ uint64_t pack(uint32_t high, int64_t low) { return static_cast<uint64_t>(high) << 32 | static_cast<uint64_t>(low); }
 __device__ int64_t index_of(uint64_t entry) { return static_cast<int64_t>(entry & 0xffffffffu); }
 __device__ float value_of(uint64_t entry) { return bits_float(static_cast<uint32_t>(entry >> 32)); }
@@ -100,53 +124,59 @@ __global__ void knn_graph_norms_kernel(const float* __restrict__ features, int64
   atomicMax(largest, bits);  // numbers that are not negative order like their bits, and NaN is beyond them all
 }
 
-// What the filter needs to know of every row, and an empty state of its search.
+// What the filter needs to know of every row, and the state that its search starts from.
 // Mapping:  one thread per row.
-// Reads:    norm_sq [rows] float64 and residual_norm [rows] float32, once.
+// Reads:    norm_sq [rows] float64, residual_norm [rows] float32 and farthest [rows] unless null, once.
 // Writes:   bounds [rows], count, limit and reach [rows], once.
-// Limits:   rows < 2^31; scale * |x| < 2^15.
+// Limits:   rows < 2^31; scale * |x| < 2^15; blocks of the tiles in place, 0: none.
 // Cost:     40 bytes a row; memory-bound, negligible.
 __global__ void knn_graph_start_kernel(const double* __restrict__ norm_sq, const float* __restrict__ residual_norm,
                                        int64_t rows, double gamma, double scale_sq, int64_t blocks,
-                                       Bound* __restrict__ bounds, int32_t* __restrict__ count,
-                                       float* __restrict__ limit, float* __restrict__ reach) {
+                                       const float* __restrict__ farthest, Bound* __restrict__ bounds,
+                                       int32_t* __restrict__ count, float* __restrict__ limit,
+                                       float* __restrict__ reach) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= rows) return;
   const double norm = norm_sq[row] * scale_sq, residual = residual_norm[row];
   const double length = sqrt(norm) * (1 + kRounding) + residual;
-  const int64_t block = ((row + 1) * blocks - 1) / rows;
   bounds[row].length = float_above(length);
   bounds[row].error = float_above((residual + (gamma + 8 * kRounding) * length) * (1 + 4 * kRounding));
   bounds[row].residual = float_above(residual * (1 + 4 * kRounding));
   bounds[row].half_norm = float_below(norm / 2 * (1 - 16 * kRounding) - kUnderflow);
-  count[row] = static_cast<int32_t>(block_begin(block + 1, blocks, rows) - block_begin(block, blocks, rows));
-  limit[row] = -HUGE_VALF;
-  reach[row] = HUGE_VALF;
+  count[row] = 0;
+  if (blocks > 0) {
+    const int64_t block = ((row + 1) * blocks - 1) / rows;
+    count[row] = static_cast<int32_t>(block_begin(block + 1, blocks, rows) - block_begin(block, blocks, rows));
+  }
+  reach[row] = farthest ? farthest[row] : HUGE_VALF;
+  limit[row] = limit_of(norm, threshold_of(reach[row], scale_sq));
 }
 
 // Scores of tiles of X X^T in float16 with float32 sums, filtered where they are: none is written but the survivors.
 // Mapping:  one block per tile of kRows x kCols pairs; a warp owns kMmaRows x kMmaCols products of 16 x 8 in registers.
+//           Rows and columns are of the same side, or of two, of which that of the rows has no more blocks.
 // Reads:    rounded [rows, d] float16 through a ring of kStages steps of 64 columns in shared memory, 16 bytes a copy,
 //           units swizzled by row so that ldmatrix meets no bank twice; bounds and limits of the tile's rows and columns.
 // Writes:   survivors to lists [rows, capacity], positions by atomicAdd on count; the first tile of a row without atomics.
 // Limits:   rows < 2^31; d a multiple of 8; a position beyond the capacity is counted and not written: no certificate.
-// Cost:     2 kRows kCols d operations of the tensor cores a tile, rows^2 d in all; 2 (kRows + kCols) d bytes a tile from
-//           the second-level cache; 7 operations a pair for the filter. Tensor cores, then cache bandwidth.
+// Cost:     2 kRows kCols d operations of the tensor cores a tile, rows^2 d in all, or twice the product of two sides;
+//           2 (kRows + kCols) d bytes a tile from the second-level cache; 7 operations a pair for the filter. Tensor
+//           cores, then cache bandwidth.
 template <class T>
 __global__ void __launch_bounds__(T::kThreads)
-    knn_graph_compare_kernel(const uint16_t* __restrict__ rounded, int64_t rows, int64_t d, int64_t blocks,
+    knn_graph_compare_kernel(const uint16_t* __restrict__ rounded, Side rows, Side cols, int64_t d,
                              int64_t first_shift, int64_t shifts, const Bound* __restrict__ bounds,
                              const float* __restrict__ limit, uint64_t* __restrict__ lists, int64_t capacity,
                              int32_t* __restrict__ count) {
   const int64_t pair = blockIdx.x / 2, group_size = kBlocksPerGroup * shifts, within = pair % group_size;
   const int64_t row_block = pair / group_size * kBlocksPerGroup + within % kBlocksPerGroup;
   const int64_t shift = first_shift + within / kBlocksPerGroup;
-  if (row_block >= blocks) return;
-  if (2 * shift == blocks && row_block >= shift) return;  // the half turn meets every pair twice
-  const int64_t col_block = (row_block + shift) % blocks;
-  const int64_t row_begin = block_begin(row_block, blocks, rows) + blockIdx.x % 2 * T::kRows;
-  const int64_t row_end = block_begin(row_block + 1, blocks, rows);
-  const int64_t col_begin = block_begin(col_block, blocks, rows), col_end = block_begin(col_block + 1, blocks, rows);
+  const bool one_side = rows.first == cols.first;
+  if (row_block >= rows.blocks) return;
+  if (one_side && 2 * shift == rows.blocks && row_block >= shift) return;  // the half turn meets every pair twice
+  const int64_t col_block = (row_block * cols.blocks / rows.blocks + shift) % cols.blocks;
+  const int64_t row_begin = rows.begin(row_block) + blockIdx.x % 2 * T::kRows, row_end = rows.begin(row_block + 1);
+  const int64_t col_begin = cols.begin(col_block), col_end = cols.begin(col_block + 1);
   if (row_begin >= row_end) return;
 
   // A thread copies the same unit of every kRowsPerCopy-th row; all of these have the same swizzle.
@@ -208,7 +238,7 @@ __global__ void __launch_bounds__(T::kThreads)
 
   const int64_t first_row = row_begin + warp_row + lane / 4, first_col = col_begin + warp_col + lane % 4 * 2;
   constexpr int kRowsOfThread = 2 * T::kMmaRows;
-  if (shift == 0) {  // the first tile of a row: all of it, in place
+  if (one_side && shift == 0) {  // the first tile of a row: all of it, in place
 #pragma unroll
     for (int n = 0; n < T::kMmaCols; ++n)
 #pragma unroll
@@ -277,6 +307,7 @@ __global__ void knn_graph_compact_kernel(const double* __restrict__ norm_sq, dou
   double* uppers = dynamic_shared<double>() + warp_index() * capacity;
   uint64_t* list = lists + row * capacity;
   const int found = static_cast<int>(count[row] < capacity ? count[row] : capacity);
+  if (found == 0) return;  // with two sides; the count is not written while others read it
   if (lane == 0 && count[row] > capacity) overflowed[row] = 1;
   const double norm = norm_sq[row] * scale_sq;
   const Bound bound = bounds[row];
@@ -296,8 +327,7 @@ __global__ void knn_graph_compact_kernel(const double* __restrict__ norm_sq, dou
       if (rank_of(uppers, found, t) == k1 - 1) within = float_above(fmax(0.0, uppers[t] / scale_sq));
     for (int step = kWarp / 2; step > 0; step /= 2) within = fminf(within, __shfl_xor_sync(kAllLanes, within, step));
   }
-  const float next = nextafterf(within, HUGE_VALF);  // at equal float32 distances the lower index wins
-  const double threshold = next < HUGE_VALF ? static_cast<double>(next) * scale_sq : HUGE_VAL;
+  const double threshold = threshold_of(within, scale_sq);
   int kept = 0;
   for (int first = 0; first < found; first += kWarp) {
     const int t = first + lane;
@@ -312,11 +342,11 @@ __global__ void knn_graph_compact_kernel(const double* __restrict__ norm_sq, dou
   count[row] = kept;
   if (threshold == HUGE_VAL) return;
   reach[row] = fminf(reach[row], within);
-  const double new_limit = (norm - threshold) / 2 - 8 * kRounding * (norm + threshold) - kUnderflow;
-  limit[row] = fmaxf(limit[row], float_below(new_limit));
+  limit[row] = fmaxf(limit[row], limit_of(norm, threshold));
 }
 
-// Canonical distances of the candidates, the k1 nearest of them in order, and the certificate of the row.
+// Canonical distances of the candidates, the k1 nearest of them within `farthest` in order, -1 and infinity where there
+// are fewer, and the certificate of the row.
 // Mapping:  one warp per row, four candidates at a time; (distance, index) keys in shared memory, ranked by counting.
 // Reads:    lists; features of the row and of its c candidates (about 50), gathered, 16 bytes a lane.
 // Writes:   neighbor_idx and neighbor_dist [rows, k1]; rows without a certificate to redo, by atomicAdd.
@@ -326,8 +356,9 @@ __global__ void knn_graph_finish_kernel(const float* __restrict__ features, cons
                                         int64_t rows, int64_t d, int64_t k1, const uint64_t* __restrict__ lists,
                                         int64_t capacity, const int32_t* __restrict__ count,
                                         const float* __restrict__ reach, const uint8_t* __restrict__ overflowed,
-                                        int32_t* __restrict__ neighbor_idx, float* __restrict__ neighbor_dist,
-                                        int32_t* __restrict__ redo, unsigned long long* __restrict__ redo_count) {
+                                        const float* __restrict__ farthest, int32_t* __restrict__ neighbor_idx,
+                                        float* __restrict__ neighbor_dist, int32_t* __restrict__ redo,
+                                        unsigned long long* __restrict__ redo_count) {
   constexpr int kAtOnce = 4;
   const int lane = lane_index();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + warp_index();
@@ -336,7 +367,7 @@ __global__ void knn_graph_finish_kernel(const float* __restrict__ features, cons
   const uint64_t* list = lists + row * capacity;
   const int found = count[row];
   const bool aligned = rows_are_aligned(features, d);
-  bool certified = !overflowed[row] && found >= k1;
+  bool certified = !overflowed[row];
   if (certified) {
     for (int first = 0; first < found; first += kAtOnce) {
       const float* others[kAtOnce];
@@ -353,44 +384,59 @@ __global__ void knn_graph_finish_kernel(const float* __restrict__ features, cons
         }
     }
     __syncwarp();
-    bool beyond = false;
+    const float end = farthest ? farthest[row] : HUGE_VALF;
+    bool beyond = found < k1 && !(end <= reach[row]);
     for (int t = lane; t < found; t += kWarp) {
       const int rank = rank_of(keys, found, t);
       if (rank >= k1) continue;
-      neighbor_idx[row * k1 + rank] = static_cast<int32_t>(index_of(keys[t]));
-      neighbor_dist[row * k1 + rank] = value_of(keys[t]);
-      beyond |= !(value_of(keys[t]) <= reach[row]);
+      const float value = value_of(keys[t]);
+      neighbor_idx[row * k1 + rank] = value <= end ? static_cast<int32_t>(index_of(keys[t])) : -1;
+      neighbor_dist[row * k1 + rank] = value <= end ? value : HUGE_VALF;
+      beyond |= !(fminf(value, end) <= reach[row]);
+    }
+    for (int64_t rank = found + lane; rank < k1; rank += kWarp) {
+      neighbor_idx[row * k1 + rank] = -1;
+      neighbor_dist[row * k1 + rank] = HUGE_VALF;
     }
     certified = !__any_sync(kAllLanes, beyond);
   }
   if (!certified && lane == 0) redo[atomicAdd(redo_count, 1ull)] = static_cast<int32_t>(row);
 }
 
-// Canonical distances of a few rows to every sample.
+// Canonical distances of a few rows to every sample that they are compared with; kNone to the others.
 // Mapping:  one warp per sample and kRedoRows rows; lane t holds columns 4 t .. 4 t + 3 of every 128.
 // Reads:    features, a sample once for kRedoRows rows; the rows come from the first-level cache.
 // Writes:   distances [num_redo, rows] float32, once.
 // Limits:   num_redo * rows / (kRedoRows * kWarpsPerBlock) < 2^31 blocks; the caller bounds the chunk.
 // Cost:     num_redo rows d float64 multiply-adds, 5 d bytes a distance; float64 units and first-level cache.
 __global__ void knn_graph_redo_distances_kernel(const float* __restrict__ features, const double* __restrict__ norm_sq,
-                                                int64_t rows, int64_t d, const int32_t* __restrict__ redo,
+                                                int64_t rows, int64_t d, int64_t split,
+                                                const float* __restrict__ farthest, const int32_t* __restrict__ redo,
                                                 int64_t num_redo, float* __restrict__ distances) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + warp_index();
   const int64_t j = item % rows, first = item / rows * kRedoRows;
   if (first >= num_redo) return;  // whole warps leave together
   const float* others[kRedoRows];
+  bool any_compared = false;
 #pragma unroll
-  for (int r = 0; r < kRedoRows; ++r) others[r] = features + redo[first + r < num_redo ? first + r : first] * d;
-  double dots[kRedoRows];
-  warp_dots<kRedoRows>(features + j * d, others, d, rows_are_aligned(features, d), dots);
+  for (int r = 0; r < kRedoRows; ++r) {
+    const int64_t i = redo[first + r < num_redo ? first + r : first];
+    others[r] = features + i * d;
+    any_compared |= are_compared(i, j, split);
+  }
+  double dots[kRedoRows] = {};
+  if (any_compared) warp_dots<kRedoRows>(features + j * d, others, d, rows_are_aligned(features, d), dots);
 #pragma unroll
   for (int r = 0; r < kRedoRows; ++r)
-    if (lane_index() == r && first + r < num_redo)
-      distances[(first + r) * rows + j] =
-          static_cast<float>(squared_distance(norm_sq[redo[first + r]], norm_sq[j], dots[r]));
+    if (lane_index() == r && first + r < num_redo) {
+      const int64_t i = redo[first + r];
+      const float distance = static_cast<float>(squared_distance(norm_sq[i], norm_sq[j], dots[r]));
+      const bool wanted = are_compared(i, j, split) && (!farthest || distance <= farthest[i]);
+      distances[(first + r) * rows + j] = wanted ? distance : bits_float(kNone);
+    }
 }
 
-// The k1 smallest of a row of distances by (distance, index): a radix selection, then a sort.
+// The k1 smallest of a row of distances by (distance, index): a radix selection, then a sort. kNone comes last.
 // Mapping:  one block per row; 256 bins in shared memory for each of four digits.
 // Reads:    distances [num_redo, rows] six times, coalesced.
 // Writes:   keys [num_redo, k1], then neighbor_idx and neighbor_dist of the rows.
@@ -449,8 +495,9 @@ __global__ void knn_graph_redo_select_kernel(const float* __restrict__ distances
   block_sort(keys, static_cast<uint32_t>(k1));
   const int64_t out = redo[blockIdx.x] * k1;
   for (int64_t t = thread; t < k1; t += threads) {
-    neighbor_idx[out + t] = static_cast<int32_t>(index_of(keys[t]));
-    neighbor_dist[out + t] = value_of(keys[t]);
+    const bool none = keys[t] >> 32 == kNone;
+    neighbor_idx[out + t] = none ? -1 : static_cast<int32_t>(index_of(keys[t]));
+    neighbor_dist[out + t] = none ? HUGE_VALF : value_of(keys[t]);
   }
 }
 
@@ -460,12 +507,15 @@ int warps_for_lists(int64_t capacity) {
 }
 
 template <class T>
-const char* compare(const uint16_t* rounded, int64_t rows, int64_t d, int64_t first_shift, int64_t shifts,
-                    const float* bounds, const float* limit, uint64_t* lists, int64_t capacity, int32_t* count,
-                    cudaStream_t stream) {
-  const int64_t blocks = blocks_for(rows, T::kCols);
-  const int64_t tiles = 2 * blocks_for(blocks, kBlocksPerGroup) * kBlocksPerGroup * shifts;
-  return launch(knn_graph_compare_kernel<T>, tiles, T::kThreads, T::kSharedBytes, stream, rounded, rows, d, blocks,
+const char* compare(const uint16_t* rounded, int64_t rows, int64_t d, int64_t split, int64_t first_shift,
+                    int64_t shifts, const float* bounds, const float* limit, uint64_t* lists, int64_t capacity,
+                    int32_t* count, cudaStream_t stream) {
+  const int64_t before = split > 0 ? split : rows, after = rows - split;
+  const Side one{0, before, blocks_for(before, T::kCols)}, other{split, after, blocks_for(after, T::kCols)};
+  const Side& fewer = one.blocks <= other.blocks ? one : other;
+  const Side& more = one.blocks <= other.blocks ? other : one;
+  const int64_t tiles = 2 * blocks_for(fewer.blocks, kBlocksPerGroup) * kBlocksPerGroup * shifts;
+  return launch(knn_graph_compare_kernel<T>, tiles, T::kThreads, T::kSharedBytes, stream, rounded, fewer, more, d,
                 first_shift, shifts, reinterpret_cast<const Bound*>(bounds), limit, lists, capacity, count);
 }
 
@@ -481,24 +531,25 @@ const char* dmic_launch_knn_graph_norms(const float* features, int64_t rows, int
 }
 
 const char* dmic_launch_knn_graph_start(const double* norm_sq, const float* residual_norm, int64_t rows, int64_t d,
-                                        double scale, int64_t blocks, float* bounds, int32_t* count, float* limit,
-                                        float* reach, void* stream) {
+                                        double scale, int64_t blocks, const float* farthest, float* bounds,
+                                        int32_t* count, float* limit, float* reach, void* stream) {
   constexpr int kThreads = 256;
   const double unit = (1.25 * static_cast<double>(d) + 32) * 0x1p-23, gamma = unit / (1 - unit);
   return launch(knn_graph_start_kernel, blocks_for(rows, kThreads), kThreads, 0, static_cast<cudaStream_t>(stream),
-                norm_sq, residual_norm, rows, gamma, scale * scale, blocks, reinterpret_cast<Bound*>(bounds), count, limit,
-                reach);
+                norm_sq, residual_norm, rows, gamma, scale * scale, blocks, farthest, reinterpret_cast<Bound*>(bounds),
+                count, limit, reach);
 }
 
 bool dmic_knn_graph_large_tiles_fit() { return LargeTile::kSharedBytes <= max_shared_bytes(); }
 
 int64_t dmic_knn_graph_block(bool large_tiles) { return large_tiles ? LargeTile::kCols : SmallTile::kCols; }
 
-const char* dmic_launch_knn_graph_compare(const uint16_t* rounded, int64_t rows, int64_t d, bool large_tiles,
-                                          int64_t first_shift, int64_t shifts, const float* bounds, const float* limit,
-                                          uint64_t* lists, int64_t capacity, int32_t* count, void* stream) {
+const char* dmic_launch_knn_graph_compare(const uint16_t* rounded, int64_t rows, int64_t d, int64_t split,
+                                          bool large_tiles, int64_t first_shift, int64_t shifts, const float* bounds,
+                                          const float* limit, uint64_t* lists, int64_t capacity, int32_t* count,
+                                          void* stream) {
   const auto run = large_tiles ? compare<LargeTile> : compare<SmallTile>;
-  return run(rounded, rows, d, first_shift, shifts, bounds, limit, lists, capacity, count,
+  return run(rounded, rows, d, split, first_shift, shifts, bounds, limit, lists, capacity, count,
              static_cast<cudaStream_t>(stream));
 }
 
@@ -513,22 +564,24 @@ const char* dmic_launch_knn_graph_compact(const double* norm_sq, double scale, i
 
 const char* dmic_launch_knn_graph_finish(const float* features, const double* norm_sq, int64_t rows, int64_t d,
                                          int64_t k1, const uint64_t* lists, int64_t capacity, const int32_t* count,
-                                         const float* reach, const uint8_t* overflowed, int32_t* neighbor_idx,
-                                         float* neighbor_dist, int32_t* redo, unsigned long long* redo_count,
-                                         void* stream) {
+                                         const float* reach, const uint8_t* overflowed, const float* farthest,
+                                         int32_t* neighbor_idx, float* neighbor_dist, int32_t* redo,
+                                         unsigned long long* redo_count, void* stream) {
   const int warps = warps_for_lists(capacity);
   return launch(knn_graph_finish_kernel, blocks_for(rows, warps), warps * kWarp, warps * capacity * sizeof(uint64_t),
                 static_cast<cudaStream_t>(stream), features, norm_sq, rows, d, k1, lists, capacity, count, reach,
-                overflowed, neighbor_idx, neighbor_dist, redo, redo_count);
+                overflowed, farthest, neighbor_idx, neighbor_dist, redo, redo_count);
 }
 
 const char* dmic_launch_knn_graph_redo(const float* features, const double* norm_sq, int64_t rows, int64_t d, int64_t k1,
-                                       const int32_t* redo, int64_t num_redo, float* distances, uint64_t* keys,
-                                       int32_t* neighbor_idx, float* neighbor_dist, void* stream_in) {
+                                       int64_t split, const float* farthest, const int32_t* redo, int64_t num_redo,
+                                       float* distances, uint64_t* keys, int32_t* neighbor_idx, float* neighbor_dist,
+                                       void* stream_in) {
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_in);
   const int64_t warps = blocks_for(num_redo, kRedoRows) * rows;
   if (const char* error = launch(knn_graph_redo_distances_kernel, blocks_for(warps, kWarpsPerBlock),
-                                 kWarpsPerBlock * kWarp, 0, stream, features, norm_sq, rows, d, redo, num_redo, distances))
+                                 kWarpsPerBlock * kWarp, 0, stream, features, norm_sq, rows, d, split, farthest, redo,
+                                 num_redo, distances))
     return error;
   const int threads = rows > kFewRows ? kSelectThreads : kSelectThreadsOfFewRows;
   return launch(knn_graph_redo_select_kernel, num_redo, threads, 0, stream, distances, rows, k1, redo, keys,

@@ -10,6 +10,8 @@ import torch
 from emulator_cases import Case, Mutant
 from generators import gallery, grid_features
 
+from dmic import reference
+
 
 @dataclass
 class Search(Case):
@@ -49,7 +51,46 @@ def exact_halves() -> np.ndarray:
     return (base + flips * rng.integers(-3, 4, (90, 512))) / 2048
 
 
+def between(
+    name: str, features, split: int, k1: int, farthest=None, block_rows: int = 0, redone: str = "none"
+) -> Search:
+    features = torch.as_tensor(np.ascontiguousarray(features, dtype=np.float32))
+    limits = None if farthest is None else torch.as_tensor(farthest, dtype=torch.float32)
+    return Search(f"knn_graph, {name}", "knn_graph", (features, k1, block_rows, None, split, limits), redone=redone)
+
+
+def good_cases_of_two_sides() -> Iterator[Case]:
+    yield between("two sides", gallery(140, 24).features, 60, 10)
+    yield between("few against many", gallery(420, 8).features, 120, 10)
+    yield between("many against few", gallery(420, 8).features, 300, 10)
+    yield between("two sides of large tiles", gallery(300, 24).features[:, :17], 130, 6, block_rows=256)
+    yield between("one against all", gallery(90, 9).features, 89, 4)
+    yield between("a side shorter than the lists", gallery(60, 9).features, 12, 20)
+    yield between("an empty side", gallery(20, 9).features, 20, 3, np.ones(20))
+    grid = grid_features(150, 3)
+    _, nearest = reference.knn_graph(grid, 15, 70)
+    last = nearest[:, 9]
+    yield between("ties", grid, 70, 12)
+    yield between("ties at the threshold", grid, 70, 15, last)
+    yield between("what is just beyond", grid, 70, 15, np.nextafter(last, np.float32(-1)).clip(0))
+    yield between("duplicates only", grid, 70, 15, np.zeros(150))
+    of_some = np.where(np.arange(150) % 2, last, np.where(np.arange(150) % 3, np.inf, np.finfo(np.float32).max))
+    yield between("limits of some", grid, 70, 15, of_some)
+    nearing = (np.arange(400, 0, -1) ** 2)[:, None] * np.ones((1, 3))
+    _, nearest = reference.knn_graph(nearing, 7, 397)
+    yield between("ever nearer", nearing, 397, 7, redone="some")
+    yield between("ever nearer, from what is near", nearing, 397, 7, nearest[:, -1])
+    duplicates = gallery(200, 9).features
+    duplicates[np.arange(200) % 90 >= 16] = 10 * duplicates[16]
+    yield between("duplicates on two sides", duplicates, 90, 3, redone="some")
+    yield between("two sides that are redone", gallery(70, 6).features, 31, 50, redone="all")
+    yield between("limits that are redone", grid_features(70, 3), 31, 50, np.arange(70) % 9, redone="all")
+    yield between("distances beyond float32", gallery(70, 6).features * 1e30, 31, 50, redone="all")
+    yield between("one beyond float32", [[3e38, -3e38], [1e-45, 3e38], [-3e38, 1e-45]], 1, 3, [np.inf, 3.4e38, 0])
+
+
 def good_cases() -> Iterator[Case]:
+    yield from good_cases_of_two_sides()
     yield case("a gallery", gallery(140, 24).features, 10)
     yield case("columns of no multiple of eight", gallery(70, 8).features[:, :7], 3)
     yield case("more steps than stages", gallery(70, 200).features, 5)
@@ -81,6 +122,12 @@ def bad_cases() -> Iterator[Case]:
     yield case("too many neighbors", features, 21)
     yield case("negative blocks", features, 3, -1)
     yield case("one axis", features[0], 1)
+    yield between("a side of less than none", features, -1, 3)
+    yield between("a side of more than all", features, 21, 3)
+    yield between("limits of one side", features, 0, 3, np.ones(20))
+    yield between("too few limits", features, 5, 3, np.ones(19))
+    for value in (np.nan, -1.0, -np.inf):
+        yield between(f"a limit of {value}", features, 5, 3, np.where(np.arange(20) == 11, value, 1))
     yield Case("knn_graph, float64", "knn_graph", (torch.zeros(3, 3, dtype=torch.float64), 1))
 
 
@@ -98,12 +145,20 @@ MUTANTS = [
     Mutant("start_unbounded", "  if (row >= rows) return;\n  const double norm =", "  const double norm =", "address"),
     Mutant("nothing_is_lost_by_rounding", "residual = residual_norm[row];", "residual = 0.0;"),
     Mutant("sums_are_exact", "(1.25 * static_cast<double>(d) + 32) * 0x1p-23", "0.0 * static_cast<double>(d)"),
+    Mutant("lists_start_full", "if (blocks > 0) {", "if (blocks >= 0) {"),
+    Mutant("starts_from_nowhere", "reach[row] = farthest ? farthest[row] : HUGE_VALF;", "reach[row] = HUGE_VALF;"),
     Mutant("one_candidate_too_few", "- block_begin(block, blocks, rows));", "- block_begin(block, blocks, rows) - 1);"),
     # tiles
-    Mutant("blocks_unbounded", "  if (row_block >= blocks) return;\n", "", "address"),
-    Mutant("half_turn_twice", "  if (2 * shift == blocks && row_block >= shift) return;", ""),
+    Mutant("blocks_unbounded", "  if (row_block >= rows.blocks) return;\n", "", "address"),
+    Mutant("half_turn_twice", "  if (one_side && 2 * shift == rows.blocks && row_block >= shift) return;", ""),
+    Mutant("half_turn_of_two_sides", "one_side && 2 * shift == rows.blocks", "2 * shift == rows.blocks"),
+    Mutant("half_turn_of_none", "one_side && 2 * shift == rows.blocks", "false"),
+    Mutant("first_tile_of_two_sides_in_place", "if (one_side && shift == 0)", "if (shift == 0)"),
+    Mutant("columns_in_a_row", "row_block * cols.blocks / rows.blocks + shift", "row_block + shift"),
+    Mutant("rows_of_the_longer_side", "fewer = one.blocks <= other.blocks ? one : other", "fewer = one"),
+    Mutant("columns_of_the_second_side", "more = one.blocks <= other.blocks ? other : one", "more = other"),
     Mutant("half_turn_never", "row_block >= shift) return;", "row_block >= 0) return;"),
-    Mutant("second_half_missing", "+ blockIdx.x % 2 * T::kRows;", "+ 0 * T::kRows;"),
+    Mutant("second_half_missing", "+ blockIdx.x % 2 * T::kRows", "+ 0 * T::kRows"),
     Mutant("columns_unbounded", "inside = step * kDepth + unit * 8 < d;", "inside = true;"),
     Mutant("samples_unbounded", "inside && below < (of_rows ? rows_left : cols_left)", "inside", "address"),
     Mutant("copies_not_swizzled", "(unit ^ (copy_row & 7))", "unit"),
@@ -138,6 +193,7 @@ MUTANTS = [
         "address",
     ),
     Mutant("found_unbounded", "count[row] < capacity ? count[row] : capacity", "count[row]", "address"),
+    Mutant("counts_of_nothing_race", "  if (found == 0) return;", "", "thread"),
     Mutant("losses_forgotten", "overflowed[row] = 1;", "overflowed[row] = 0;"),
     Mutant("one_neighbor_too_few", "rank_of(uppers, found, t) == k1 - 1", "rank_of(uppers, found, t) == k1 - 2"),
     Mutant(
@@ -163,10 +219,17 @@ MUTANTS = [
         "uint64_t* keys",
         "address",
     ),
-    Mutant("lost_candidates_are_fine", "!overflowed[row] && found >= k1", "found >= k1"),
-    Mutant("few_candidates_are_fine", "!overflowed[row] && found >= k1", "!overflowed[row]"),
+    Mutant("lost_candidates_are_fine", "bool certified = !overflowed[row];", "bool certified = true;"),
+    Mutant("short_lists_are_wrong", "found < k1 && !(end <= reach[row])", "found < k1"),
+    Mutant("nothing_is_too_far", "end = farthest ? farthest[row] : HUGE_VALF", "end = HUGE_VALF"),
+    Mutant("equal_indices_are_too_far", "value <= end ? static_cast", "value < end ? static_cast"),
+    Mutant("equal_distances_are_too_far", "value <= end ? value", "value < end ? value"),
+    Mutant("what_is_cut_must_be_proved", "fminf(value, end) <= reach[row]", "value <= reach[row]"),
+    Mutant("short_lists_end_with_the_first", "k1 + rank] = -1;", "k1 + rank] = 0;"),
+    Mutant("short_lists_end_near", "k1 + rank] = HUGE_VALF;", "k1 + rank] = 0.0f;"),
+    Mutant("short_lists_unbounded", "rank < k1; rank += kWarp", "rank <= k1; rank += kWarp", "address"),
     Mutant("last_candidates_missing", "first < found; first += kAtOnce", "first + kAtOnce <= found; first += kAtOnce"),
-    Mutant("keys_race", "    __syncwarp();\n    bool beyond", "    bool beyond", "thread"),
+    Mutant("keys_race", "    __syncwarp();\n    const float end", "    const float end", "thread"),
     Mutant("one_neighbor_too_many", "if (rank >= k1) continue;", "if (rank > k1) continue;", "address"),
     Mutant("half_of_the_warp_votes", "__any_sync(kAllLanes, beyond)", "__any_sync(0xffffu, beyond)"),
     Mutant("redo_not_atomic", "redo[atomicAdd(redo_count, 1ull)]", "redo[(*redo_count)++]", "thread"),
@@ -174,9 +237,15 @@ MUTANTS = [
     # redo
     Mutant("redo_unbounded", "  if (first >= num_redo) return;", "", "address"),
     Mutant("redo_writes_unbounded", "lane_index() == r && first + r < num_redo", "lane_index() == r", "address"),
-    Mutant(
-        "redo_reads_unbounded", "redo[first + r < num_redo ? first + r : first] * d", "redo[first + r] * d", "address"
-    ),
+    Mutant("redo_reads_unbounded", "redo[first + r < num_redo ? first + r : first]", "redo[first + r]", "address"),
+    Mutant("redo_takes_its_own_side", "split == 0 || (i < split) != (j < split)", "true"),
+    Mutant("redo_takes_none_of_one_side", "split == 0 || (i < split)", "(i < split)"),
+    Mutant("redo_asks_the_last_row", "any_compared |= are_compared", "any_compared = are_compared"),
+    Mutant("redo_has_no_limit", "(!farthest || distance <= farthest[i])", "true"),
+    Mutant("redo_drops_equals", "distance <= farthest[i]", "distance < farthest[i]"),
+    Mutant("infinity_is_none", "kNone = 0x7fffffffu", "kNone = 0x7f800000u"),
+    Mutant("none_is_a_neighbor", "none ? -1 : static_cast", "false ? -1 : static_cast"),
+    Mutant("none_is_a_distance", "none ? HUGE_VALF : value_of", "false ? HUGE_VALF : value_of"),
     Mutant(
         "histogram_cleared_late",
         "histogram[bin] = 0;\n    __syncthreads();",
@@ -216,8 +285,14 @@ EQUIVALENT = {
         "empty_tiles_run", "  if (row_begin >= row_end) return;\n", ""
     ): "every row of the tile is beyond the end of its block: nothing is copied and nothing is kept",
     Mutant(
-        "the_certificate_is_not_asked", "beyond |= !(value_of(keys[t]) <= reach[row]);", ""
+        "the_certificate_is_not_asked", "beyond |= !(fminf(value, end) <= reach[row]);", ""
     ): "the bounds of the filter hold, so a row that lost nothing always passes: this guards against a bug in them",
+    Mutant(
+        "short_lists_are_fine", "found < k1 && !(end <= reach[row])", "false"
+    ): "a list that dropped more than farthest asks for has kept k1 nearer ones: this guards against a bug in that",
+    Mutant(
+        "redo_computes_all", "if (any_compared) warp_dots", "warp_dots"
+    ): "what no row is compared with is not in its list whatever the product",
     Mutant(
         "equality_is_beyond", "for_row = highest >=", "for_row = highest >"
     ): "the bounds leave room for eight roundings more than there are",
