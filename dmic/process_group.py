@@ -75,8 +75,8 @@ def started(device: str | torch.device, timeout: timedelta = TIMEOUT) -> Iterato
         if group is None or not is_lost(error):
             raise
         raise ConnectionError("another rank has ended or cannot be reached; what it wrote says why") from error
-    finally:
-        stop(group)
+    # After an error there may be messages under way that nobody receives: leaving in order would wait for them.
+    stop(group)
 
 
 def is_alone() -> bool:

@@ -501,6 +501,8 @@ def _by_blocks(name, features, camera_ids, modality_ids, search, group, folder, 
             camera, modality = (ids if ids is None else ids[begin:end] for ids in (camera, modality))
         max_memory = None if max_memory is None else to_integer(max_memory, f"{name}: max_memory")
     except (ValueError, TypeError) as error:
+        if group is None:
+            raise
         problem = str(error)
     distributed.agree(name, {}, group, problem)
     back = like(torch.empty(0)) if isinstance(features, str | Path) else like(features)

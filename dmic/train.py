@@ -169,7 +169,7 @@ def train(
                 with _timed(state.record, "embed"):
                     features = embed(network, gallery, progress=hooks.progress, group=ranks)
                 with _timed(state.record, "cluster"):
-                    state.labels = refresh_labels(features, gallery, stage, epoch, hooks.progress)
+                    state.labels = refresh_labels(features, gallery, stage, epoch, hooks.progress, ranks)
                     refresh_memories(state, features, gallery, stage.objective, ranks)
                 state.record |= describe_labels(state.labels, gallery) | hooks.inspect(state.labels)
             rising = warmup if state.stage == 0 and epoch == 0 else 0
@@ -193,6 +193,7 @@ def refresh_labels(
     stage: Stage,
     epoch: int,
     progress: Callable[[str, int, int], None] | None = None,
+    ranks: Group = None,
 ) -> EpochLabels:
     """Cluster each modality alone and, if the stage has a joint step, both together.
 
@@ -201,41 +202,52 @@ def refresh_labels(
         gallery: the cameras and modalities of the samples.
         stage, epoch: what to cluster with.
         progress: of `pseudo_labels`.
+        ranks: share the work.
     """
     labels = {}
     for name, modality in MODALITIES.items():
         sample_idx = (gallery.modality_ids == modality).nonzero().flatten()
         labels[name] = torch.full((len(gallery),), NOISE, device=features.device)
         if len(sample_idx):
-            found = cluster(features, gallery, sample_idx, **stage.per_modality(epoch), progress=progress)
+            found = cluster(features, gallery, sample_idx, ranks, **stage.per_modality(epoch), progress=progress)
             labels[name][sample_idx.to(features.device)] = found
     shared = torch.full((len(gallery),), NOISE, device=features.device)
     if stage.objective.joint != "none":
         everything = torch.arange(len(gallery))
-        shared = cluster(features, gallery, everything, **stage.joint(epoch), progress=progress)
+        shared = cluster(features, gallery, everything, ranks, **stage.joint(epoch), progress=progress)
     return EpochLabels(labels["visible"], labels["infrared"], shared)
 
 
 def cluster(
-    features: torch.Tensor, gallery: Gallery, sample_idx: torch.Tensor, *, expansion: str, k1: int, **settings: Any
+    features: torch.Tensor,
+    gallery: Gallery,
+    sample_idx: torch.Tensor,
+    ranks: Group = None,
+    *,
+    expansion: str,
+    k1: int,
+    **settings: Any,
 ) -> torch.Tensor:
-    """`pseudo_labels` of some samples, int64 [n]. Every rank has all features, and finds the labels by itself.
+    """`pseudo_labels` of some samples, int64 [n]; each rank finds those of its share, and all get all of them.
 
     Args:
         features: float32 [N, d] by global sample id.
         gallery: the cameras and modalities of the samples.
         sample_idx: int64 [n], which of them.
+        ranks: every rank has all features.
         expansion: "plain" ignores ids, "camera" and "modality" balance one of them, "mie" both.
         k1: kept at or below n, so that a gallery smaller than the neighbourhood is one neighbourhood.
         settings: k2, eps, min_samples, and progress of `pseudo_labels`.
     """
+    own = sample_idx[slice(*process_group.share(len(sample_idx), ranks))]
     k1 = min(k1, len(sample_idx))
     settings |= {"k1": k1, "k2": min(settings["k2"], k1)}
     if expansion in ("camera", "mie"):
-        settings["camera_ids"] = gallery.camera_ids[sample_idx]
+        settings["camera_ids"] = gallery.camera_ids[own]
     if expansion in ("modality", "mie"):
-        settings["modality_ids"] = gallery.modality_ids[sample_idx]
-    return pseudo_labels(features[sample_idx.to(features.device)], **settings).labels
+        settings["modality_ids"] = gallery.modality_ids[own]
+    found = pseudo_labels(features[own.to(features.device)], **settings, process_group=ranks)
+    return process_group.all_gather_rows(found.labels, ranks)
 
 
 def refresh_memories(

@@ -277,8 +277,8 @@ def test_a_wrong_argument_is_named_before_any_work(arguments, message):
 
 @pytest.mark.parametrize("argument", ["features", "camera_ids", "neighbor_idx", "encoding", "distance"])
 def test_what_is_no_array_is_a_type_error(argument):
-    arguments = {"features": FEATURES, argument: "abc"}
-    with pytest.raises(TypeError, match=f"^pseudo_labels: {argument} must be an? (array|Csr), got str$"):
+    arguments = {"features": FEATURES, argument: b"abc"}
+    with pytest.raises(TypeError, match=f"^pseudo_labels: {argument} must be an? (array|Csr), got bytes$"):
         pseudo_labels(**arguments)
 
 

@@ -214,9 +214,9 @@ def test_a_file_gives_the_labels_of_the_array(tmp_path, suffix, dtype):
 
 
 def test_max_memory_makes_blocks(tmp_path):
-    made = clustered_gallery(3000, D)
+    made = clustered_gallery(6000, D)
     want = dmic.pseudo_labels(**made, k1=20, k2=6)
-    needed = dmic.estimate_memory(3000, D, k1=20, k2=6).peak_bytes
+    needed = dmic.estimate_memory(6000, D, k1=20, k2=6).peak_bytes
     found = dmic.pseudo_labels(**made, k1=20, k2=6, max_memory=needed - 1)
     np.testing.assert_array_equal(found.labels, want.labels)
 
