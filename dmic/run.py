@@ -157,6 +157,15 @@ class RunFolder:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    def check(self, config: Config, *, resume: bool) -> None:
+        """Raise ValueError unless the folder is fit for this run; changes nothing."""
+        if resume and not (self / CONFIG).exists():
+            raise ValueError(f"{self.path}: there is no run to resume, {CONFIG} is missing")
+        if resume and (changed := differences(_fixed(read_toml(self / CONFIG)), _fixed(config))):
+            raise ValueError(f"{self.path}: holds a run with other settings ({'; '.join(changed)})")
+        if not resume and any((self / name).exists() for name in (CONFIG, METRICS, CHECKPOINT, WEIGHTS)):
+            raise ValueError(f"{self.path}: holds a run already; continue it with --resume, or choose another --out")
+
     @contextmanager
     def held(self, config: Config, *, resume: bool) -> Iterator[None]:
         """Create the folder, or take it up if `resume`, and keep other processes out; errors say how to continue.
@@ -165,15 +174,9 @@ class RunFolder:
             ValueError: the folder holds another run or none to resume, is held by another process, or is not writable.
             Interrupted, OSError, MemoryError: from the block, with the command that continues the run.
         """
-        if resume and not (self / CONFIG).exists():
-            raise ValueError(f"{self.path}: there is no run to resume, {CONFIG} is missing")
+        self.check(config, resume=resume)
         with self._locked():
-            if resume and (changed := differences(_fixed(read_toml(self / CONFIG)), _fixed(config))):
-                raise ValueError(f"{self.path}: holds a run with other settings ({'; '.join(changed)})")
-            if not resume and any((self / name).exists() for name in (CONFIG, METRICS, CHECKPOINT, WEIGHTS)):
-                raise ValueError(
-                    f"{self.path}: holds a run already; continue it with --resume, or choose another --out"
-                )
+            self.check(config, resume=resume)  # another process may have been at work in between
             remove_leftovers(self.path)
             if not resume:
                 with atomic_write(self / CONFIG) as file:
@@ -419,6 +422,8 @@ def run_training(
         Whatever is raised, the last checkpoint is whole.
     """
     is_main = process_group.rank(group) == 0
+    if is_main:
+        folder.check(config, resume=resume)  # before a large data set is opened
     process_group.check_same("settings", _digest(to_toml(_fixed(config)).encode()), group)
     dataset = build_dataset(config)
     process_group.check_same("images", _fingerprint(dataset.train), group)
