@@ -87,6 +87,8 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
         problem, block_rows = str(error), MIN_BLOCK_ROWS
     agree(name, {}, group, problem)
     smallest = process_group.all_gather_rows(torch.tensor([block_rows]), group).min()  # the same cuts everywhere
+    if n == 0:
+        return Part(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.bool), 0, 0, {})
     ring = Ring.join(num_own, int(smallest), features.device, group)
     seconds: dict[str, float] = {}
 

@@ -144,12 +144,15 @@ def different_settings(gallery: str, what: str) -> int:
                 features = features[:, 1:]
             if odd and what == "ids":
                 cameras = None
-            if odd and what == "nan":
+            if odd and what == "length":
                 cameras = cameras[:-1]
+            if odd and what == "nan":
+                features = features.copy()
+                features[5, 3] = np.nan
             if odd and what == "version":
                 distributed.__version__ = "0.0.0"
             pseudo_labels(features, camera_ids=cameras, k1=20, k2=k2, process_group=group)
-    except ValueError as error:
+    except (ValueError, ConnectionError) as error:
         print(error)
         return 2
     return 0

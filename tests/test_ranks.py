@@ -135,7 +135,8 @@ def test_stages_of_something_else_are_refused(ranks, gallery, tmp_path):
         ("columns", f"rank 1 and rank 0 must have the same features ({D - 1}, not {D})"),
         ("ids", "rank 1 and rank 0 must have the same camera_ids (False, not True)"),
         ("version", "rank 1 and rank 0 must have the same version of dmic ('0.0.0', not"),
-        ("nan", "camera_ids must have shape [N]"),
+        ("length", "camera_ids must have shape [N]"),
+        ("nan", "features must be finite in float32, got nan at row 5, column 3"),
     ],
 )
 def test_ranks_that_differ_refuse_to_start(ranks, gallery, tmp_path, what, message):
@@ -234,6 +235,12 @@ def test_a_bad_file_is_named(tmp_path, content, message):
     np.save(tmp_path / "bad.npy", content)
     with pytest.raises(ValueError, match=message):
         dmic.pseudo_labels(tmp_path / "bad.npy", k1=2, k2=1)
+
+
+def test_a_file_without_rows_has_no_clusters(tmp_path):
+    np.save(tmp_path / "empty.npy", np.zeros((0, 3), np.float32))
+    found = dmic.pseudo_labels(tmp_path / "empty.npy")
+    assert (len(found.labels), found.num_clusters, found.num_outliers) == (0, 0, 0)
 
 
 def test_a_truncated_file_is_named(tmp_path):
