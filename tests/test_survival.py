@@ -695,7 +695,9 @@ INSTANCES = {name for name in ALONE | JOINT if name.startswith("instance")}
     ],
 )
 def test_odd_clusterings_train_what_they_can(dmic_train, monkeypatch, tmp_path, cluster, learned):
-    monkeypatch.setattr("dmic.train.cluster", lambda features, gallery, sample_idx, **_: cluster(gallery, sample_idx))
+    monkeypatch.setattr(
+        "dmic.train.cluster", lambda features, gallery, sample_idx, ranks, **_: cluster(gallery, sample_idx)
+    )
     assert dmic_train(tmp_path / "run", LANDSAT)[0] == 0
     first, second = records_of(tmp_path / "run")[1:]
     assert set(second["loss"]) == learned
