@@ -9,7 +9,7 @@ import torch
 
 from . import directions
 
-MAX_BLOCK_ROWS = 1 << 16  # larger blocks gain nothing
+MAX_BLOCK_ROWS = 1 << 16  # of a block where memory allows more
 MIN_BLOCK_ROWS = 1 << 10
 ENTRY_BYTES = 8  # of a stored value of a Csr
 EDGE_BYTES = 12  # of a pair in one direction while pairs are collected

@@ -362,9 +362,7 @@ def jaccard_distance(
     return edges.of_own_rows()
 
 
-def dbscan(
-    distance: Csr, eps: float, min_samples: int, ring: Ring, report: Report | None = None
-) -> tuple[torch.Tensor, torch.Tensor, int]:
+def dbscan(distance: Csr, eps: float, min_samples: int, ring: Ring) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Labels int64 [n] and core mask [n] of the own rows, and the number of clusters.
 
     A cluster is a tree whose root is its smallest core sample: all edges of the graph hook larger roots below smaller

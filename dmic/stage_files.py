@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from safetensors.torch import load, save
 
 from . import process_group
 from .blockwise import Ring, Rows
+from .checkpoint import atomic_write, remove_leftovers
 from .csr import Csr
 
 NAME = re.compile(r"(?P<stage>\w+)\.(?P<begin>\d+)-(?P<end>\d+)\.safetensors")
@@ -37,6 +37,7 @@ class StageFiles:
         """
         self.fingerprint, self.ring = fingerprint, ring
         self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)  # of killed ranks; nobody writes before all have been here
         for path in sorted(self.folder.glob("*.json")):
             try:
                 there = json.loads(path.read_text())["fingerprint"]
@@ -85,12 +86,8 @@ class StageFiles:
         data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
         about = {"fingerprint": self.fingerprint, "blake2b": hashlib.blake2b(data).hexdigest()}
         for target, content in ((path, data), (path.with_suffix(".json"), json.dumps(about).encode())):
-            part = target.with_name(f"{target.name}.{os.getpid()}.part")
-            with part.open("wb") as file:
+            with atomic_write(target) as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
 
     def _read(self, stage: str) -> list[tuple[dict[str, torch.Tensor], Rows]] | None:
         """Files of a stage with the rows of them that are this rank's, counted from their first."""

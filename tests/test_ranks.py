@@ -114,6 +114,15 @@ def test_a_damaged_stage_is_never_used(ranks, gallery, tmp_path, stage, damage):
     assert_right(out, gallery)
 
 
+def test_what_a_killed_rank_left_of_a_file_is_deleted(ranks, gallery, tmp_path):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / ".knn_graph.0-420.safetensors.1.tmp").write_bytes(b"half")
+    codes, texts, out = cluster(ranks, tmp_path, gallery, num_ranks=2)
+    assert codes == [0, 0], texts
+    assert_right(out, gallery)
+    assert not list((tmp_path / "stages").glob(".*"))
+
+
 def test_stages_of_something_else_are_refused(ranks, gallery, tmp_path):
     assert cluster(ranks, tmp_path, gallery, num_ranks=2)[0] == [0, 0]
     codes, texts, _ = cluster(ranks, tmp_path, gallery, "--k2", 5, num_ranks=2)
