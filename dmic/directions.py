@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ._native import build_info
+
 MIN_SAMPLES = 6_000  # below, comparing in full is as fast
 MIN_COLUMNS = 256
 SAMPLE = 2048  # rows that the directions and the decision are made from
@@ -12,6 +14,8 @@ WIDTHS = (31, 47, 63, 95, 127, 191, 255)  # directions tried; one more column ho
 DOT_COST = 6  # of a canonical dot product, in multiply-adds of a tile, per column
 COLUMN_COST = 24  # of the filter and the lists, for each pair, in the same unit
 MIN_GAIN = 1.2
+BF16_COST = 1 / 8  # of a multiply-add of a bfloat16 tile (AMX), in the same unit
+BF16_ERROR = 0.0034  # of its product x.y, relative to |x| |y|
 
 
 def leading_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
@@ -48,23 +52,27 @@ def leading_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
     order = torch.linalg.eigh(along.T @ along).eigenvectors.flip(1)[:, : widths[-1]]
     directions, sketches = (basis @ order).T, along @ order
 
+    in_bf16 = build_info()["simd_used"] == "amx"
+    product, error = (BF16_COST, BF16_ERROR) if in_bf16 else (1, 0)
     queries = slice(0, QUERIES)
     norm_sq = sample.square().sum(1)
     place = max(2, round(k1 * len(sample) / num_samples))  # the first is the query itself
     distance = norm_sq[queries, None] + norm_sq - 2 * sample[queries] @ sample.T
     farthest = distance.kthvalue(place, dim=1, keepdim=True).values
     pairs = num_samples / 2  # a row is compared with half of the others
-    in_full = pairs * (dim + COLUMN_COST)
+    in_full = pairs * (dim * product + COLUMN_COST)
+    norms = norm_sq.sqrt()
+    slack = 2 * error * norms[queries, None] * norms
     best, cost = None, in_full / MIN_GAIN
     for width in widths:
         part = sketches[:, :width]
         left = (norm_sq - part.square().sum(1)).clamp(min=0).sqrt()
         bound = norm_sq[queries, None] + norm_sq - 2 * (part[queries] @ part.T + left[queries, None] * left)
-        unsettled = float((bound <= farthest).float().mean())
+        unsettled = float((bound - slack <= farthest).float().mean())
         if unsettled * DOT_COST > 1:
             continue
         dots = 2 * pairs * unsettled + k1
-        with_sketches = 2 * pairs * (width + 1 + COLUMN_COST) + dim * (width + DOT_COST * dots)
+        with_sketches = 2 * pairs * ((width + 1) * product + COLUMN_COST) + dim * (width + DOT_COST * dots)
         if with_sketches < cost:
             best, cost = width, with_sketches
     return None if best is None else directions[:best].contiguous()

@@ -6,6 +6,9 @@
 // keep them full, re-scored exactly. At the end every list is re-scored with the canonical float64 distance and sorted
 // by (distance, index): the result does not depend on tiles, threads or instruction set.
 //
+// Where the processor multiplies bfloat16 matrices (AMX), tiles are products of rows rounded to it, and the bound has
+// what rounding took from the rows; unless a sample of pairs shows that this would propose too many.
+//
 // With m directions a tile is first compared by sketches of m + 1 numbers, whose products bound x.y from above; the few
 // pairs that this does not settle get their canonical distance at once, and a tile with too many of them is computed as
 // above. The neighbours among sketches, searched first, are what lists start with. Directions that suit the features
@@ -17,14 +20,17 @@
 // Operations: N^2 d multiply-adds / 2, plus about 1.1 k1 N canonical dot products of d; with directions N^2 (m + 1)
 // + N d m, plus k1 N canonical dot products and one for each pair that only the bound proposes; with a split, the
 // product of its sides for N^2 / 2. Scratch: 8 (3 k1 + 64) N + 32 N bytes, with directions twice that and
-// 4 (m + 2 k1) N, and about 4 MB + 2 KB x d per thread.
+// 4 (m + 2 k1) N, and about 7 MB + 2 KB x d per thread.
 #include "../ops/knn_graph.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <numeric>
 #include <vector>
 
@@ -38,6 +44,7 @@ namespace dmic {
 namespace {
 
 constexpr int64_t kTileRows = 252, kTileCols = 512;  // panels of both and their scores stay in a 2 MB L2 cache
+constexpr int64_t kBf16TileCols = 1024;              // more, since rounding the rows costs as much as 100 columns
 constexpr int64_t kMaxTile = 2048;                   // of either side, whatever block_rows asks for
 constexpr int64_t kRowTilesPerItem = 8;              // one packed column block serves this many tiles
 constexpr int64_t kRowsPerLock = 256;
@@ -47,6 +54,8 @@ constexpr int64_t kSeedCheck = 4;                    // at most one in so many p
 constexpr int64_t kSketchRoom = 48;                  // entries beyond k1 after which a list of exact distances is cut
 constexpr double kMaxSkew = 1.0 / 16;                // of directions that are not quite orthonormal
 constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
+constexpr double kBf16Rounding = 0x1p-8;              // of bfloat16
+constexpr int64_t kSampleRows = 32, kSampleCols = 1024;  // pairs that decide whether bfloat16 is enough
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -57,6 +66,26 @@ float float_below(double value) {
 }
 
 float float_above(double value) { return -float_below(-value); }
+
+// The least bfloat16 that is not below a positive value.
+float bf16_above(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits = (bits + 0xffff) & 0xffff0000;
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
+struct FreeAligned {
+  void operator()(void* p) const { ::operator delete[](p, std::align_val_t(64)); }
+};
+template <typename T>
+using Aligned = std::unique_ptr<T[], FreeAligned>;  // on a cache line, not initialised
+
+template <typename T>
+Aligned<T> new_aligned(int64_t count) {
+  return Aligned<T>(static_cast<T*>(::operator new[](count * sizeof(T), std::align_val_t(64))));
+}
 
 // Copies rows [first, first + count) and columns [depth_begin, depth_begin + depth) into panels of `panel` rows:
 // out[p][k][r], zero beyond the end, multiplied by a power of two (exact, or rounded below the scaled underflow).
@@ -92,8 +121,11 @@ class Search {
         width_(num_directions ? num_directions + 1 : 0),
         capacity_(std::min(rows, 3 * k1 + 64)),
         room_(width_ ? std::min(capacity_, k1 + kSketchRoom) : capacity_),
-        tile_rows_(round_up(block_rows ? std::min(block_rows, kMaxTile) : kTileRows, kernels_.panel_rows)),
-        tile_cols_(round_up(block_rows ? std::min(block_rows, kMaxTile) : kTileCols, kernels_.panel_cols)),
+        bf16_(kernels_.bf16),
+        tile_rows_(round_up(block_rows ? std::min(block_rows, kMaxTile) : kTileRows,
+                            bf16_ ? kBf16Panel : kernels_.panel_rows)),
+        tile_cols_(round_up(block_rows ? std::min(block_rows, kMaxTile) : bf16_ ? kBf16TileCols : kTileCols,
+                            kernels_.panel_cols)),
         norm_sq_(rows),
         length_(rows),
         reach_(rows),
@@ -139,6 +171,14 @@ class Search {
   // The most samples that the list of a row can hold.
   int64_t most_neighbors(int64_t i) const { return split_ == 0 ? rows_ : i < split_ ? rows_ - split_ : split_; }
 
+  // Rows of a tile as either product pads them.
+  int64_t padded_tile_rows() const { return round_up(tile_rows_, kernels_.panel_rows); }
+
+  // Bytes of packed panels of so many rows or columns.
+  int64_t panel_bytes(int64_t count, int64_t depth) const {
+    return bf16_ ? count * round_up(depth, kBf16Step) * 2 : count * depth * static_cast<int64_t>(sizeof(float));
+  }
+
   struct Scratch {  // one per worker
     std::vector<double> wide, dots, upper;
     std::vector<std::pair<float, int32_t>> ranked;
@@ -164,13 +204,64 @@ class Search {
     std::frexp(std::sqrt(largest), &exponent);
     scale_ = std::ldexp(1.0, -exponent);
     scale_sq_ = scale_ * scale_;
-    error_ = tile_error(d_) + 8 * kRounding;  // the second term covers the float32 arithmetic of the filter
     for (int64_t i = 0; i < rows_; ++i) {
       const double norm_sq = norm_sq_[i] * scale_sq_, length = std::sqrt(norm_sq) * (1 + kRounding);
       length_[i] = float_above(length);
-      reach_[i] = float_above(2 * error_ * length);
       norm_[i] = float_below(norm_sq * (1 - 16 * kRounding) - 4 * kTileUnderflow);
     }
+    if (!std::isnormal(static_cast<float>(scale_))) bf16_ = nullptr;  // no float32 brings these rows to length 1
+    if (bf16_) {
+      error_ = bf16_error(progress, features_, d_, d_, scale_);
+      if (!bf16_is_enough(progress)) bf16_ = nullptr;
+    }
+    if (!bf16_) error_ = tile_error(d_);
+    error_ += 8 * kRounding;  // of the float32 arithmetic of the filter
+    for (int64_t i = 0; i < rows_; ++i) reach_[i] = float_above(2 * error_ * length_[i]);
+  }
+
+  // With e = |x - x'| / |x| at most, for the rounded x', |x.y - x'.y'| <= (2 e + e^2) |x| |y|: a bound on the error of
+  // tile products, relative to the lengths of the samples whose rows [.., stride] of `count` values these are.
+  double bf16_error(Progress& progress, const float* matrix, int64_t stride, int64_t count, double scale) const {
+    std::vector<double> lost(rows_);
+    for_each_chunk(progress, rows_, kRowsPerChunk, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const double length = std::sqrt(scaled_norm(i));
+        const double lost_sq = bf16_->residual(matrix + i * stride, count, static_cast<float>(scale));
+        lost[i] = length > 0x1p-50 ? std::sqrt(lost_sq) / length : kBf16Rounding;  // squares of the latter underflow
+      }
+    });
+    progress.check();
+    const double most = rows_ ? *std::max_element(lost.begin(), lost.end()) * 1.001 + kRounding : 0;
+    return 1.02 * bf16_tile_error(count) + most * (2 + most);
+  }
+
+  // Whether the error of bfloat16 lets no more pairs pass than lists hold, as a sample of pairs shows.
+  bool bf16_is_enough(Progress& progress) const {
+    if (rows_ <= capacity_) return true;
+    const int64_t queries = std::min(rows_, kSampleRows), others = std::min(rows_, kSampleCols);
+    const int64_t place = std::max<int64_t>(1, k1_ * others / rows_);
+    std::vector<int32_t> idx(others);
+    for (int64_t t = 0; t < others; ++t) idx[t] = static_cast<int32_t>(t * rows_ / others);
+    std::vector<int64_t> passed(queries);
+    struct Worker {
+      std::vector<double> wide, dots, dist;
+    };
+    const auto new_worker = [&] {
+      return Worker{std::vector<double>(d_ + kDotLanes), std::vector<double>(others), std::vector<double>(others)};
+    };
+    for_each_chunk(progress, queries, 1, new_worker, [&](int64_t query, int64_t, Worker& worker) {
+      const int64_t i = query * rows_ / queries;
+      kernels_.dots(features_ + i * d_, features_, d_, idx.data(), others, worker.wide.data(), worker.dots.data());
+      for (int64_t t = 0; t < others; ++t)
+        worker.dist[t] = idx[t] == i ? HUGE_VAL : scaled_norm(i) + scaled_norm(idx[t]) - 2 * scale_sq_ * worker.dots[t];
+      std::vector<double> sorted = worker.dist;
+      std::nth_element(sorted.begin(), sorted.begin() + (place - 1), sorted.end());
+      for (int64_t t = 0; t < others; ++t)
+        passed[query] += worker.dist[t] <= sorted[place - 1] + 4 * error_ * length_[i] * length_[idx[t]];
+    });
+    progress.check();
+    const int64_t pairs = std::accumulate(passed.begin(), passed.end(), int64_t{0});
+    return pairs * rows_ <= capacity_ * queries * others;
   }
 
   double scaled_norm(int64_t i) const { return norm_sq_[i] * scale_sq_; }
@@ -201,7 +292,7 @@ class Search {
     const double skew_of_all = skew(progress), along = tile_error(d_) * std::sqrt(m * (1 + skew_of_all));
     DMIC_CHECK(skew_of_all <= kMaxSkew, "knn_graph: directions must be orthonormal rows, got V V^T that is ", skew_of_all,
                " from 1");
-    const double error = 1.1 * tile_error(width_) + 3.3 * skew_of_all + 2.2 * along + 8 * kRounding;
+    const double error_along = 3.3 * skew_of_all + 2.2 * along + 8 * kRounding;
     sketches_.reset(new float[rows_ * width_]);
     sketch_reach_.resize(rows_);
     std::vector<float> packed(padded * d_);
@@ -211,7 +302,8 @@ class Search {
       std::vector<float> rows, scores;
     };
     const auto new_worker = [&] {
-      return Worker{std::vector<float>(tile_rows_ * std::min(d_, kTileDepth)), std::vector<float>(tile_rows_ * padded)};
+      return Worker{std::vector<float>(padded_tile_rows() * std::min(d_, kTileDepth)),
+                    std::vector<float>(padded_tile_rows() * padded)};
     };
     for_each_chunk(progress, rows_, tile_rows_, new_worker, [&](int64_t begin, int64_t end, Worker& worker) {
       const int64_t rows = end - begin;
@@ -228,11 +320,13 @@ class Search {
         for (int64_t k = 0; k < m; ++k) sum += static_cast<double>(p[k]) * p[k];
         const double left = norm_sq * (1 + 1e-12) - sum * (1 - 1e-12 - skew_of_all) + 2 * std::sqrt(sum) * along * length;
         std::copy_n(p, m, &sketches_[i * width_]);
-        sketches_[i * width_ + m] = float_above(std::sqrt(std::max(left, 0.0) + 0x1p-80) * (1 + 1e-12));
-        sketch_reach_[i] = float_above(2 * error * length * (1 + kRounding));
+        const float rest = float_above(std::sqrt(std::max(left, 0.0) + 0x1p-80) * (1 + 1e-12));
+        sketches_[i * width_ + m] = bf16_ ? bf16_above(rest) : rest;
       }
     });
     progress.check();
+    const double rounding = bf16_ ? bf16_error(progress, sketches_.get(), width_, m, 1.0) : tile_error(width_);
+    for (int64_t i = 0; i < rows_; ++i) sketch_reach_[i] = float_above(2 * (1.1 * rounding + error_along) * length_[i]);
   }
 
   // Bound on the error of n_j - 2 x_i.y_j as the filter computes it, in scaled units: 16 roundings of n_j are in norm_,
@@ -418,23 +512,37 @@ class Search {
   }
 
   // Rows of a matrix of `width` columns as panels of columns, one step of depth after the other.
-  void pack_columns(const float* matrix, int64_t width, const Block& cols, double scale, float* out) const {
+  void pack_columns(const float* matrix, int64_t width, const Block& cols, double scale, std::byte* out) const {
     const int64_t padded = round_up(cols.count, kernels_.panel_cols);
-    for (int64_t k = 0; k < width; k += kTileDepth)
-      pack(matrix, width, cols.begin, cols.count, kernels_.panel_cols, k, std::min(kTileDepth, width - k), scale,
-           out + padded * k);
+    for (int64_t k = 0; k < width; k += kTileDepth) {
+      const int64_t depth = std::min(kTileDepth, width - k);
+      if (bf16_)
+        bf16_->pack_cols(matrix, width, cols.begin, cols.count, k, depth, static_cast<float>(scale),
+                         reinterpret_cast<uint16_t*>(out + panel_bytes(padded, k)));
+      else
+        pack(matrix, width, cols.begin, cols.count, kernels_.panel_cols, k, depth, scale,
+             reinterpret_cast<float*>(out + panel_bytes(padded, k)));
+    }
   }
 
   // scores[r, c] = row . column, of columns that are packed.
   void multiply(const float* matrix, int64_t width, const Block& rows, const Block& cols, double scale,
-                const float* packed_cols, float* packed_rows, float* scores) const {
-    const int64_t padded_rows = round_up(rows.count, kernels_.panel_rows);
+                const std::byte* packed_cols, std::byte* packed_rows, float* scores) const {
     const int64_t padded_cols = round_up(cols.count, kernels_.panel_cols);
     for (int64_t k = 0; k < width; k += kTileDepth) {
       const int64_t depth = std::min(kTileDepth, width - k);
-      pack(matrix, width, rows.begin, rows.count, kernels_.panel_rows, k, depth, scale, packed_rows);
-      kernels_.tile(packed_rows, packed_cols + padded_cols * k, padded_rows, padded_cols, depth, k == 0, scores,
-                    tile_cols_);
+      const std::byte* packed = packed_cols + panel_bytes(padded_cols, k);
+      if (bf16_) {
+        auto* out = reinterpret_cast<uint16_t*>(packed_rows);
+        bf16_->pack_rows(matrix, width, rows.begin, rows.count, k, depth, static_cast<float>(scale), out);
+        bf16_->tile(out, reinterpret_cast<const uint16_t*>(packed), round_up(rows.count, kBf16Panel), padded_cols,
+                    round_up(depth, kBf16Step), k == 0, scores, tile_cols_);
+      } else {
+        auto* out = reinterpret_cast<float*>(packed_rows);
+        pack(matrix, width, rows.begin, rows.count, kernels_.panel_rows, k, depth, scale, out);
+        kernels_.tile(out, reinterpret_cast<const float*>(packed), round_up(rows.count, kernels_.panel_rows), padded_cols,
+                      depth, k == 0, scores, tile_cols_);
+      }
     }
   }
 
@@ -460,18 +568,20 @@ class Search {
       first.push_back(first.back() + (end + step - 1) / step);
     }
     struct Worker {
-      std::unique_ptr<float[]> cols, rows, sketch_cols, sketch_rows, scores;
+      Aligned<std::byte> cols, rows, sketch_cols, sketch_rows;
+      Aligned<float> scores;
       std::unique_ptr<TileHit[]> hits;
       std::vector<float> row_limit, col_limit;
       Scratch scratch;
     };
     const auto new_worker = [&] {
       Worker worker;
-      worker.cols.reset(new float[tile_cols_ * d_]);
-      worker.rows.reset(new float[tile_rows_ * std::min(d_, kTileDepth)]);
-      worker.sketch_cols.reset(new float[tile_cols_ * width_]);
-      worker.sketch_rows.reset(new float[tile_rows_ * std::min(width_, kTileDepth)]);
-      worker.scores.reset(new float[tile_rows_ * tile_cols_]());
+      worker.cols = new_aligned<std::byte>(panel_bytes(tile_cols_, d_));
+      worker.rows = new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(d_, kTileDepth)));
+      worker.sketch_cols = new_aligned<std::byte>(panel_bytes(tile_cols_, width_));
+      worker.sketch_rows = new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(width_, kTileDepth)));
+      worker.scores = new_aligned<float>(padded_tile_rows() * tile_cols_);
+      if (d_ == 0) std::fill_n(worker.scores.get(), padded_tile_rows() * tile_cols_, 0.0f);
       worker.hits.reset(new TileHit[tile_rows_ * tile_cols_]);
       worker.scratch = new_scratch();
       return worker;
@@ -566,7 +676,9 @@ class Search {
   const float* const features_;
   const float* const directions_;       // [width - 1, d], or null
   const float* const farthest_;         // [rows], or null
-  const int64_t rows_, split_, d_, k1_, width_, capacity_, room_, tile_rows_, tile_cols_;
+  const int64_t rows_, split_, d_, k1_, width_, capacity_, room_;
+  const Bf16Kernels* bf16_;             // null where tiles are products of float32
+  const int64_t tile_rows_, tile_cols_;
   double scale_ = 1, scale_sq_ = 1, error_ = 0;
   std::vector<double> norm_sq_;         // canonical, not scaled
   std::vector<float> length_, reach_, norm_, limit_, sketch_reach_;

@@ -3,12 +3,17 @@
 
 #include <atomic>
 #include <cstring>
+#include <vector>
 
 namespace dmic {
 
 extern const SimdKernels kSimdGeneric;
 #if defined(__x86_64__)
 extern const SimdKernels kSimdAvx2, kSimdAvx512;
+#if DMIC_AMX
+extern const SimdKernels kSimdAmx;
+bool amx_available();
+#endif
 #endif
 
 namespace {
@@ -18,15 +23,21 @@ struct Level {
   bool (*available)();
 };
 
+#if defined(__x86_64__)
+bool avx512_available() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+}
+#endif
+
 const Level kLevels[] = {
     {&kSimdGeneric, [] { return true; }},
 #if defined(__x86_64__)
     {&kSimdAvx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
-    {&kSimdAvx512,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
-     }},
+    {&kSimdAvx512, avx512_available},
+#if DMIC_AMX
+    {&kSimdAmx, [] { return avx512_available() && amx_available(); }},
+#endif
 #endif
 };
 
@@ -48,12 +59,13 @@ const SimdKernels& simd() {
 }
 
 const char* const* simd_levels() {
-#if defined(__x86_64__)
-  static const char* const names[] = {"generic", "avx2", "avx512", nullptr};
-#else
-  static const char* const names[] = {"generic", nullptr};
-#endif
-  return names;
+  static const std::vector<const char*> names = [] {
+    std::vector<const char*> all;
+    for (const Level& level : kLevels) all.push_back(level.kernels->name);
+    all.push_back(nullptr);
+    return all;
+  }();
+  return names.data();
 }
 
 bool simd_level_available(const char* name) {

@@ -5,6 +5,10 @@
 
 #include <cstdint>
 
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define DMIC_AMX 1  // the compiler knows it; whether the processor does is asked at run time
+#endif
+
 namespace dmic {
 
 // Columns of one product step: partial sums of a tile start from zero every kTileDepth columns.
@@ -17,6 +21,14 @@ inline double tile_error(int64_t d) {
   return n / (1 - n);
 }
 constexpr double kTileUnderflow = 0x1p-100;
+
+// The same of a product of rows rounded to bfloat16, beside the rounding: exact products, added one by one to float32.
+constexpr int64_t kBf16Step = 32;   // columns of a product step: the depth of packed panels is a multiple
+constexpr int64_t kBf16Panel = 32;  // rows and columns of a tile are multiples
+inline double bf16_tile_error(int64_t d) {
+  const double n = static_cast<double>(d + 2 * kBf16Step) * 0x1p-24;
+  return n / (1 - n);
+}
 
 struct TileFilter {        // what a tile needs besides its scores; all in scaled units
   const float* row_reach;  // per row: 2 * error bound * |x|, rounded up
@@ -33,6 +45,23 @@ struct TileHit {
   float row_score;         // 2 x.y - |y|^2 of the row's view, 2 x.y - |x|^2 of the column's
   float col_score;
   bool for_row, for_col;
+};
+
+// Tiles from rows that are rounded to bfloat16, where the processor multiplies such matrices (AMX).
+struct Bf16Kernels {
+  // Rows [first, first + count) and columns [begin, begin + depth) of a matrix [.., d], times `scale`, as panels for the
+  // rows or for the columns of `tile`: zero up to a multiple of kBf16Panel rows and kBf16Step columns.
+  void (*pack_rows)(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth,
+                    float scale, uint16_t* out);
+  void (*pack_cols)(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth,
+                    float scale, uint16_t* out);
+
+  // As SimdKernels::tile, of such panels; rows, cols and depth are the padded ones.
+  void (*tile)(const uint16_t* packed_rows, const uint16_t* packed_cols, int64_t rows, int64_t cols, int64_t depth,
+               bool first, float* scores, int64_t stride);
+
+  // Sum of the squares of what rounding takes from each value of x times `scale`.
+  double (*residual)(const float* x, int64_t d, float scale);
 };
 
 struct SimdKernels {
@@ -54,6 +83,8 @@ struct SimdKernels {
 
   // Sum of min(dense[cols[t]], values[t]).
   int64_t (*overlap)(const int32_t* dense, const int32_t* cols, const int32_t* values, int64_t count);
+
+  const Bf16Kernels* bf16 = nullptr;  // null where float32 is as fast
 };
 
 // The level in use: the best one that this processor has, or the one that set_simd_level asked for (tests do).

@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
 
 #include "../canonical/dot.h"
@@ -29,8 +30,8 @@ struct Simd {
   static inline Floats subtract(Floats x, Floats y) { return _mm256_sub_ps(x, y); }
   static inline Floats multiply(Floats x, Floats y) { return _mm256_mul_ps(x, y); }
   static inline Floats multiply_add(Floats x, Floats y, Floats z) { return _mm256_fmadd_ps(x, y, z); }
-  static inline bool any_at_least(Floats a, Floats b, Floats c, Floats d) {
-    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ), _mm256_cmp_ps(c, d, _CMP_GE_OQ))) != 0;
+  static inline uint32_t at_least(Floats a, Floats b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ)));
   }
   static inline Doubles zero_doubles() { return _mm256_setzero_pd(); }
   static inline Doubles load_doubles(const double* p) { return _mm256_loadu_pd(p); }

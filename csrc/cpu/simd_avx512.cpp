@@ -1,14 +1,23 @@
-// AVX-512 level: 16 floats and 8 doubles a register, fused multiply-add.
+// AVX-512 level: 16 floats and 8 doubles a register, fused multiply-add. The AMX level is the same with tile products
+// of rows that are rounded to bfloat16.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#include <bit>
 #include <cstdint>
 
 #include "../canonical/dot.h"
 #include "simd.h"
 
+#if DMIC_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // the headers' _mm512_undefined_*, GCC bug 105593
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
 #if defined(__clang__)
@@ -33,9 +42,7 @@ struct Simd {
   static inline Floats subtract(Floats x, Floats y) { return _mm512_sub_ps(x, y); }
   static inline Floats multiply(Floats x, Floats y) { return _mm512_mul_ps(x, y); }
   static inline Floats multiply_add(Floats x, Floats y, Floats z) { return _mm512_fmadd_ps(x, y, z); }
-  static inline bool any_at_least(Floats a, Floats b, Floats c, Floats d) {
-    return (_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ) | _mm512_cmp_ps_mask(c, d, _CMP_GE_OQ)) != 0;
-  }
+  static inline uint32_t at_least(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
   static inline Doubles zero_doubles() { return _mm512_setzero_pd(); }
   static inline Doubles load_doubles(const double* p) { return _mm512_loadu_pd(p); }
   static inline void store_doubles(double* p, Doubles x) { _mm512_storeu_pd(p, x); }
@@ -56,4 +63,187 @@ struct Simd {
 namespace dmic {
 extern const SimdKernels kSimdAvx512 = avx512::kKernels;
 }
+
+#if DMIC_AMX
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")
+#endif
+
+namespace dmic::amx {
+
+constexpr int64_t kTile = 16;                          // rows of a tile register, of 64 bytes each
+constexpr int64_t kTileValues = kTile * kBf16Step;
+
+// 32 values of a row as bfloat16, to nearest even, those from `count` on zero; denormal ones become zero.
+inline __m512i round_step(const float* x, int64_t count, __m512 scale) {
+  const __mmask16 low = _cvtu32_mask16(count >= 16 ? 0xffff : (1u << count) - 1);
+  const __mmask16 high = _cvtu32_mask16(count >= 32 ? 0xffff : count <= 16 ? 0 : (1u << (count - 16)) - 1);
+  const __m512 first = _mm512_mul_ps(_mm512_maskz_loadu_ps(low, x), scale);
+  const __m512 second = _mm512_mul_ps(_mm512_maskz_loadu_ps(high, x + 16), scale);
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+}
+
+// Tiles of 16 rows and one step, all steps of a panel of 16 rows one after the other.
+void pack_rows(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth, float scale,
+               uint16_t* out) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  const int64_t padded = (count + kBf16Panel - 1) / kBf16Panel * kBf16Panel;
+  for (int64_t panel = 0; panel < padded; panel += kTile, out += kTile * ((depth + kBf16Step - 1) / kBf16Step * kBf16Step))
+    for (int64_t r = 0; r < kTile; ++r) {
+      const float* x = matrix + (first + panel + r) * d + begin;
+      for (int64_t k = 0; k < depth; k += kBf16Step) {
+        const bool inside = panel + r < count;
+        const __m512i step = inside ? round_step(x + k, depth - k, factor) : _mm512_setzero_si512();
+        _mm512_store_si512(out + k * kTile + r * kBf16Step, step);
+      }
+    }
+}
+
+// A 16 x 16 matrix of 32-bit words, rows 64 bytes apart, becomes its transpose.
+inline void transpose(uint16_t* words) {
+  __m512i a[16], b[16];
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) a[r] = _mm512_load_si512(words + r * kBf16Step);
+#pragma GCC unroll 8
+  for (int r = 0; r < 16; r += 2) {
+    b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+    b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < 16; r += 4) {
+    a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
+    a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+    a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
+    a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512i even = _mm512_shuffle_i32x4(a[c], a[c + 4], 0x88), odd = _mm512_shuffle_i32x4(a[c], a[c + 4], 0xdd);
+    const __m512i even_2 = _mm512_shuffle_i32x4(a[c + 8], a[c + 12], 0x88);
+    const __m512i odd_2 = _mm512_shuffle_i32x4(a[c + 8], a[c + 12], 0xdd);
+    b[c] = _mm512_shuffle_i32x4(even, even_2, 0x88);
+    b[c + 8] = _mm512_shuffle_i32x4(even, even_2, 0xdd);
+    b[c + 4] = _mm512_shuffle_i32x4(odd, odd_2, 0x88);
+    b[c + 12] = _mm512_shuffle_i32x4(odd, odd_2, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < 16; ++r) _mm512_store_si512(words + r * kBf16Step, b[r]);
+}
+
+// The same tiles with pairs of columns in the place of columns: what the second operand of the product wants.
+void pack_cols(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth, float scale,
+               uint16_t* out) {
+  pack_rows(matrix, d, first, count, begin, depth, scale, out);
+  const int64_t tiles = (count + kBf16Panel - 1) / kBf16Panel * (kBf16Panel / kTile) * ((depth + kBf16Step - 1) / kBf16Step);
+  for (int64_t t = 0; t < tiles; ++t) transpose(out + t * kTileValues);
+}
+
+struct alignas(64) TileConfig {  // eight registers of 16 rows of 64 bytes
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// Blocks of 2 x 2 tiles of scores stay in registers over the whole depth.
+void tile(const uint16_t* packed_rows, const uint16_t* packed_cols, int64_t rows, int64_t cols, int64_t depth, bool first,
+          float* scores, int64_t stride) {
+  const TileConfig config;
+  _tile_loadconfig(&config);
+  const int64_t bytes = stride * sizeof(float);
+  for (int64_t c = 0; c < cols; c += 2 * kTile)
+    for (int64_t r = 0; r < rows; r += 2 * kTile) {
+      float* block = scores + r * stride + c;
+      float* below = block + kTile * stride;
+      if (first) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+      } else {
+        _tile_loadd(0, block, bytes);
+        _tile_loadd(1, block + kTile, bytes);
+        _tile_loadd(2, below, bytes);
+        _tile_loadd(3, below + kTile, bytes);
+      }
+      const uint16_t* left = packed_rows + r * depth;
+      const uint16_t* right = packed_cols + c * depth;
+      for (int64_t k = 0; k < depth; k += kBf16Step) {
+        _tile_loadd(4, left + k * kTile, 64);
+        _tile_loadd(5, left + (k + depth) * kTile, 64);
+        _tile_loadd(6, right + k * kTile, 64);
+        _tile_loadd(7, right + (k + depth) * kTile, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+      _tile_stored(0, block, bytes);
+      _tile_stored(1, block + kTile, bytes);
+      _tile_stored(2, below, bytes);
+      _tile_stored(3, below + kTile, bytes);
+    }
+  _tile_release();
+}
+
+double residual(const float* x, int64_t d, float scale) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  __m512 sum = _mm512_setzero_ps();
+  double total = 0;
+  for (int64_t k = 0; k < d; k += kBf16Step) {
+    const __m512i rounded = round_step(x + k, d - k, factor);
+    for (int half = 0; half < 2; ++half) {
+      const int64_t left = d - k - 16 * half;
+      if (left <= 0) break;
+      const __mmask16 mask = _cvtu32_mask16(left >= 16 ? 0xffff : (1u << left) - 1);
+      const __m256i part = half ? _mm512_extracti64x4_epi64(rounded, 1) : _mm512_castsi512_si256(rounded);
+      const __m512 kept = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(part), 16));
+      const __m512 lost = _mm512_sub_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + k + 16 * half), factor), kept);
+      sum = _mm512_fmadd_ps(lost, lost, sum);
+    }
+    if ((k + kBf16Step) % 512 == 0 || k + kBf16Step >= d) {  // 32 additions each: float32 is enough, as its user knows
+      total += _mm512_reduce_add_ps(sum);
+      sum = _mm512_setzero_ps();
+    }
+  }
+  return total;
+}
+
+constexpr Bf16Kernels kBf16{pack_rows, pack_cols, tile, residual};
+
+constexpr SimdKernels with_bf16(SimdKernels kernels) {
+  kernels.name = "amx";
+  kernels.bf16 = &kBf16;
+  return kernels;
+}
+
+}  // namespace dmic::amx
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace dmic {
+
+extern const SimdKernels kSimdAmx = amx::with_bf16(avx512::kKernels);
+
+// Whether the processor and the system have AMX, and the system lets this process use its registers.
+bool amx_available() {
+  static const bool available = [] {
+    unsigned a, b, c, d;
+    constexpr unsigned kAmx = 1u << 22 | 1u << 24, kAvx512Bf16 = 1u << 5;  // CPUID, leaf 7: AMX-BF16 and AMX-TILE
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kAmx) != kAmx) return false;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return available;
+}
+
+}  // namespace dmic
+#endif
 #endif

@@ -1,4 +1,5 @@
 // The level that every processor has: compiler vectors of 16 bytes, which are SSE2 on x86-64 and NEON on arm64.
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -26,9 +27,9 @@ struct Simd {
   static inline Floats subtract(Floats x, Floats y) { return x - y; }
   static inline Floats multiply(Floats x, Floats y) { return x * y; }
   static inline Floats multiply_add(Floats x, Floats y, Floats z) { return x * y + z; }
-  static inline bool any_at_least(Floats a, Floats b, Floats c, Floats d) {
-    const auto hit = (a >= b) | (c >= d);
-    return (hit[0] | hit[1] | hit[2] | hit[3]) != 0;
+  static inline uint32_t at_least(Floats a, Floats b) {
+    const auto hit = a >= b;
+    return (hit[0] & 1) | (hit[1] & 2) | (hit[2] & 4) | (hit[3] & 8);
   }
   static inline Doubles zero_doubles() { return Doubles{}; }
   static inline Doubles load_doubles(const double* p) { return load<Doubles>(p); }

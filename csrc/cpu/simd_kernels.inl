@@ -70,11 +70,9 @@ void tile(const float* packed_rows, const float* packed_cols, int64_t rows, int6
 int64_t filter(const float* scores, int32_t row, int64_t begin, int64_t cols, const TileFilter& f, TileHit* hits) {
   const float row_norm = f.row_norm[row], row_limit = f.row_limit[row], row_reach = f.row_reach[row];
   int64_t found = 0;
-  const auto test = [&](int64_t c) {
-    const float twice = 2.0f * scores[c], reach = row_reach * f.col_length[c];
-    const float row_score = twice - f.col_norm[c], col_score = twice - row_norm;
-    const bool for_row = row_score + reach >= row_limit, for_col = col_score + reach >= f.col_limit[c];
-    if (for_row || for_col) hits[found++] = {row, static_cast<int32_t>(c), row_score, col_score, for_row, for_col};
+  const auto take = [&](int64_t c, bool for_row, bool for_col) {
+    const float twice = 2.0f * scores[c];
+    hits[found++] = {row, static_cast<int32_t>(c), twice - f.col_norm[c], twice - row_norm, for_row, for_col};
   };
   int64_t c = begin;
   const auto norms = Simd::splat(row_norm), limits = Simd::splat(row_limit), reaches = Simd::splat(row_reach);
@@ -84,10 +82,18 @@ int64_t filter(const float* scores, int32_t row, int64_t begin, int64_t cols, co
     const auto reach = Simd::multiply(reaches, Simd::load_floats(f.col_length + c));
     const auto row_score = Simd::add(Simd::subtract(twice, Simd::load_floats(f.col_norm + c)), reach);
     const auto col_score = Simd::add(Simd::subtract(twice, norms), reach);
-    if (Simd::any_at_least(row_score, limits, col_score, Simd::load_floats(f.col_limit + c)))
-      for (int64_t lane = 0; lane < Simd::kFloats; ++lane) test(c + lane);
+    const uint32_t for_row = Simd::at_least(row_score, limits);
+    const uint32_t for_col = Simd::at_least(col_score, Simd::load_floats(f.col_limit + c));
+    for (uint32_t left = for_row | for_col; left; left &= left - 1) {
+      const int lane = std::countr_zero(left);
+      take(c + lane, for_row >> lane & 1, for_col >> lane & 1);
+    }
   }
-  for (; c < cols; ++c) test(c);
+  for (; c < cols; ++c) {
+    const float twice = 2.0f * scores[c], reach = row_reach * f.col_length[c];
+    const bool for_row = twice - f.col_norm[c] + reach >= row_limit, for_col = twice - row_norm + reach >= f.col_limit[c];
+    if (for_row || for_col) take(c, for_row, for_col);
+  }
   return found;
 }
 

@@ -175,6 +175,75 @@ void tile_products_can_come_close_to_their_bound() {
   });
 }
 
+float rounded_to_bf16(float value) {  // to nearest even
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
+// Tiles of any rows of a wider matrix, as the caller packs them: what is beyond the rows and the columns is zero.
+void bf16_products_are_those_of_rounded_rows() {
+  for_each_level([](const SimdKernels& kernels) {
+    if (!kernels.bf16) return;
+    std::mt19937_64 random(22);
+    const auto uniform = [&] { return static_cast<float>(random() >> 40) * 0x1p-24f; };
+    const auto padded = [](int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; };
+    for (const int64_t d : {1, 2, 15, 16, 17, 31, 32, 33, 95, 256, 300, 700})
+      for (const int64_t count : {1, 15, 16, 17, 32, 40}) {
+        const int64_t first = 3, columns = 31 + static_cast<int64_t>(random() % 40), stride = padded(columns, 32);
+        const int64_t most_rows = padded(count, 32), depth = padded(std::min<int64_t>(d, 256), 32);
+        std::vector<float> matrix((first + 80) * d), scores(most_rows * stride, std::nanf(""));
+        for (float& value : matrix) value = std::ldexp(uniform() - 0.5f, -static_cast<int>(random() % 12));
+        const float scale = 0.25f;
+        struct alignas(64) Line {
+          uint16_t values[32];
+        };
+        std::vector<Line> rows(most_rows * depth / 32), cols(stride * depth / 32);
+        for (int64_t k = 0; k < d; k += 256) {
+          const int64_t part = std::min<int64_t>(256, d - k);
+          kernels.bf16->pack_rows(matrix.data(), d, first, count, k, part, scale, rows[0].values);
+          kernels.bf16->pack_cols(matrix.data(), d, 0, columns, k, part, scale, cols[0].values);
+          kernels.bf16->tile(rows[0].values, cols[0].values, most_rows, stride, padded(part, 32), k == 0, scores.data(),
+                             stride);
+        }
+        for (int64_t r = 0; r < most_rows; ++r)
+          for (int64_t c = 0; c < stride; ++c) {
+            double exact = 0, x_sq = 0, y_sq = 0;
+            for (int64_t k = 0; k < d && r < count && c < columns; ++k) {
+              const double x = rounded_to_bf16(scale * matrix[(first + r) * d + k]);
+              const double y = rounded_to_bf16(scale * matrix[c * d + k]);
+              exact += x * y;
+              x_sq += x * x;
+              y_sq += y * y;
+            }
+            const double error = std::fabs(scores[r * stride + c] - exact);
+            const double bound = dmic::bf16_tile_error(d) * std::sqrt(x_sq * y_sq);
+            check(error <= bound, kernels.name, ": d = ", d, ", row ", r, ", column ", c, ": off by ", error);
+          }
+      }
+  });
+}
+
+void residuals_are_what_rounding_to_bf16_takes() {
+  for_each_level([](const SimdKernels& kernels) {
+    if (!kernels.bf16) return;
+    std::mt19937_64 random(23);
+    for (const int64_t d : {0, 1, 15, 16, 17, 31, 32, 33, 500, 512, 2047, 4100}) {
+      std::vector<float> x(d);
+      double lost = 0;
+      for (float& value : x) {
+        value = std::ldexp(static_cast<float>(random() >> 40) * 0x1p-24f - 0.5f, -static_cast<int>(random() % 20));
+        const double scaled = 0.5f * value, rounded = rounded_to_bf16(0.5f * value);
+        lost += (scaled - rounded) * (scaled - rounded);
+      }
+      const double got = kernels.bf16->residual(x.data(), d, 0.5f);
+      check(std::fabs(got - lost) <= 1e-4 * lost, kernels.name, ": d = ", d, ", got ", got, ", not ", lost);
+    }
+  });
+}
+
 struct Filtered {  // a row of scores, and what a filter of one row needs
   Filtered(int64_t cols, std::mt19937_64& random) : scores(cols), norm(cols), limit(cols), length(cols) {
     const auto uniform = [&] { return static_cast<float>(random() >> 40) * 0x1p-24f; };
@@ -280,6 +349,8 @@ int main() {
       {"no rows have no dots", no_rows_have_no_dots},
       {"tile products are within their bound", tile_products_are_within_their_bound},
       {"tile products can come close to their bound", tile_products_can_come_close_to_their_bound},
+      {"bf16 products are those of rounded rows", bf16_products_are_those_of_rounded_rows},
+      {"residuals are what rounding to bf16 takes", residuals_are_what_rounding_to_bf16_takes},
       {"filters keep what a plain loop keeps", filters_keep_what_a_plain_loop_keeps},
       {"filters keep a single score at its limit", filters_keep_a_single_score_at_its_limit},
       {"overlaps add the smaller weights", overlaps_add_the_smaller_weights},

@@ -215,6 +215,21 @@ def test_neighbors_that_float32_products_rank_last_are_found(backend, num_far, b
     assert_same_bits(dist[near], np.sort(want, axis=1))
 
 
+@pytest.mark.not_emulated("a GPU rounds to float16")
+def test_neighbors_that_bfloat16_products_rank_behind_lures_are_found(backend):
+    """Near rows differ by 2**-13 where bfloat16 rounds them 2**-7 apart; a lure is what rounding makes of one of them.
+    Other samples are far, so that products of bfloat16 are taken at all."""
+    rng = np.random.default_rng(13)
+    up = np.stack([rng.permutation(64) < 32 for _ in range(50)])
+    near = 1 + 2.0**-8 + np.where(up, 1, -1) * 2.0**-14
+    lures = np.repeat(1 + up * 2.0**-7, 10, axis=0)
+    features = np.concatenate([near, lures, rng.normal(0, 1, (3000, 64))]).astype(np.float32)
+    order = rng.permutation(len(features))
+    idx, dist = search(backend, features[order], 40)
+    assert_same_bits((idx, dist), reference.knn_graph(features[order], 40))
+    assert (order[idx[order < 50]] < 50).all(), "a lure is nearer than a near row"
+
+
 def leading(features: np.ndarray, count: int) -> torch.Tensor:
     """The first right singular vectors, float32 [count, d]."""
     scaled = features / max(np.abs(features).max(), np.finfo(np.float32).tiny)
@@ -309,6 +324,7 @@ def test_the_public_search_takes_directions_where_they_pay(monkeypatch):
 
     monkeypatch.setattr(dmic.ops, "leading_directions", record)
     monkeypatch.setattr(dmic.directions, "MIN_SAMPLES", 1000)
+    monkeypatch.setattr(dmic.directions, "build_info", lambda: {"simd_used": "avx512"})
     features = steep(2100, 512, 5)
     got = dmic.knn_graph(features, 20)
     flat = np.random.default_rng(0).standard_normal((2100, 512), dtype=np.float32)
@@ -319,11 +335,14 @@ def test_the_public_search_takes_directions_where_they_pay(monkeypatch):
     assert_same_bits(got, torch.ops.dmic.knn_graph(torch.from_numpy(features), 20)[:2])
 
 
-def test_short_lists_in_large_galleries_need_all_directions_of_the_features_too():
+def test_short_lists_in_large_galleries_need_all_directions_of_the_features_too(monkeypatch):
     random = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(256, 60, generator=random)).Q.T
     features = torch.randn(6000, 60, generator=random) @ basis + 0.01 * torch.randn(6000, 256, generator=random)
+    monkeypatch.setattr(dmic.directions, "build_info", lambda: {"simd_used": "avx512"})
     assert [len(leading_directions(features, k1)) for k1 in (1, 2, 40)] == [63, 63, 63]
+    monkeypatch.setattr(dmic.directions, "build_info", lambda: {"simd_used": "amx"})
+    assert leading_directions(features, 40) is None, "products of 256 columns cost next to nothing there"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
