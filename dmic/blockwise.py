@@ -266,6 +266,48 @@ def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report
     return lists
 
 
+def knn_graph_of_two(
+    features: torch.Tensor,
+    sides: tuple[torch.Tensor, torch.Tensor],
+    k1: int,
+    k1_both: int,
+    report: Report | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The nearest k1 in either of two sides alone, and the nearest k1_both in both together; each pair compared once.
+
+    Args:
+        features: float32 [N, d].
+        sides: int64 [n], the samples of each, ascending; every sample is in one of them.
+        k1: length of the lists of a side, shorter if it has fewer samples.
+        k1_both: of all samples, in [1, N].
+        report: progress.
+
+    Returns:
+        neighbor_idx of each side, numbered within it, and of all samples: what three calls of `ops.knn_graph` return.
+    """
+    order, split = torch.cat(sides), len(sides[0])
+    features, n = features[order], len(order)
+    both, alone = Lists.empty(n, k1_both, features.device), []
+    progress = Progress("knn_graph", n**2 // 2, report)
+    for rows in (Rows(0, split), Rows(split, n)):
+        longest = min(max(k1, k1_both), len(rows))
+        idx, dist = torch.empty(0, 0, dtype=torch.int32, device=features.device), features.new_empty(0, 0)
+        if longest:
+            watch = progress.part(len(rows) ** 2 // 2)
+            idx, dist = ops.knn_graph(features[rows.begin : rows.end], longest, progress=watch)
+        alone.append(idx[:, :k1].contiguous())
+        inside = order[rows.begin : rows.end].int()[idx[:, :k1_both].long()]
+        both.part(*rows).merge(inside, dist[:, :k1_both])  # ties by number: ascending within a side and in the gallery
+    if 0 < split < n:
+        directions = leading_directions(features, k1_both) if features.device.type == "cpu" else None
+        watch = progress.part(split * (n - split))
+        idx, dist = ops.knn_between(features, split, k1_both, both.farthest(), directions=directions, progress=watch)
+        both.merge(order.int()[idx.long()], dist)  # where a list ends early, infinity, which is never among the nearest
+    neighbor_idx = torch.empty_like(both.idx)
+    neighbor_idx[order] = both.idx
+    return *alone, neighbor_idx
+
+
 def k_reciprocal_encoding(
     read: Read, num_features: int, neighbor_idx: torch.Tensor, k1_half: int, ring: Ring, report: Report | None = None
 ) -> Csr:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from ._native import build_info
@@ -56,7 +58,8 @@ def leading_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
     product, error = (BF16_COST, BF16_ERROR) if in_bf16 else (1, 0)
     queries = slice(0, QUERIES)
     norm_sq = sample.square().sum(1)
-    place = max(2, round(k1 * len(sample) / num_samples))  # the first is the query itself
+    others = (k1 - 1) * len(sample) / num_samples  # of a list, in the sample
+    place = min(len(sample), 1 + max(1, math.ceil(others)))  # the first is the query itself
     distance = norm_sq[queries, None] + norm_sq - 2 * sample[queries] @ sample.T
     farthest = distance.kthvalue(place, dim=1, keepdim=True).values
     pairs = num_samples / 2  # a row is compared with half of the others

@@ -438,6 +438,28 @@ def sparse_distance(
     return distance, num_redone
 
 
+def search_two_sides(
+    features: torch.Tensor,
+    sides: tuple[torch.Tensor, torch.Tensor],
+    k1: int,
+    k1_both: int,
+    k2: int,
+    eps: float,
+    progress: Progress | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The `neighbor_idx` of three clusterings, of two sides alone and of both, from one search.
+
+    See `blockwise.knn_graph_of_two`; k1_both, k2 and eps are those of both, and errors are those of `pseudo_labels`.
+    """
+    from .blockwise import knn_graph_of_two  # loads the compiled ops
+
+    name = "pseudo_labels"
+    with _explained_out_of_memory(name, None, k1_both, k2, eps):
+        inputs = check_inputs(name, features, None, None, None, None, None, k1_both, k2)
+    with _explained_out_of_memory(name, inputs, k1_both, k2, eps):
+        return knn_graph_of_two(features, sides, k1, k1_both, progress)
+
+
 def needs_copy(features: torch.Tensor) -> bool:
     """Whether the ops, which read contiguous float32, need a copy of the features."""
     return features.dtype != torch.float32 or not features.is_contiguous()

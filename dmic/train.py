@@ -26,7 +26,7 @@ from .data.prefetch import prefetch
 from .memory import ClusterMemory, InstanceMemory, Memory
 from .models import TwoStreamNetwork, embed, share_statistics
 from .process_group import Group
-from .pseudo_labels import pseudo_labels
+from .pseudo_labels import pseudo_labels, search_two_sides
 from .seeds import derive_seed, generator
 
 View = Callable[[torch.Tensor, torch.Generator, int, int], torch.Tensor]  # (pixels, generator, begin, total)
@@ -197,6 +197,9 @@ def refresh_labels(
 ) -> EpochLabels:
     """Cluster each modality alone and, if the stage has a joint step, both together.
 
+    One process compares every two samples once for all three. Ranks do so once for each: what they share is a search of
+    consecutive rows.
+
     Args:
         features: float32 [N, d] by global sample id.
         gallery: the cameras and modalities of the samples.
@@ -204,18 +207,22 @@ def refresh_labels(
         progress: of `pseudo_labels`.
         ranks: share the work.
     """
-    labels = {}
-    for name, modality in MODALITIES.items():
-        sample_idx = (gallery.modality_ids == modality).nonzero().flatten()
-        labels[name] = torch.full((len(gallery),), NOISE, device=features.device)
-        if len(sample_idx):
-            found = cluster(features, gallery, sample_idx, ranks, **stage.per_modality(epoch), progress=progress)
-            labels[name][sample_idx.to(features.device)] = found
-    shared = torch.full((len(gallery),), NOISE, device=features.device)
-    if stage.objective.joint != "none":
-        everything = torch.arange(len(gallery))
-        shared = cluster(features, gallery, everything, ranks, **stage.joint(epoch), progress=progress)
-    return EpochLabels(labels["visible"], labels["infrared"], shared)
+    sides = tuple((gallery.modality_ids == modality).nonzero().flatten() for modality in MODALITIES.values())
+    alone, lists = stage.per_modality(epoch), (None, None, None)
+    joint = None if stage.objective.joint == "none" else stage.joint(epoch)
+    if joint is not None and ranks is None:
+        k1 = min(joint["k1"], len(gallery))
+        given = tuple(side.to(features.device) for side in sides)
+        lists = search_two_sides(features, given, alone["k1"], k1, min(joint["k2"], k1), joint["eps"], progress)
+    found = []
+    clusterings = (*sides, torch.arange(len(gallery))), (alone, alone, joint), lists
+    for sample_idx, settings, neighbor_idx in zip(*clusterings, strict=True):
+        labels = torch.full((len(gallery),), NOISE, device=features.device)
+        if len(sample_idx) and settings is not None:
+            arguments = {**settings, "neighbor_idx": neighbor_idx, "progress": progress}
+            labels[sample_idx.to(features.device)] = cluster(features, gallery, sample_idx, ranks, **arguments)
+        found.append(labels)
+    return EpochLabels(*found)
 
 
 def cluster(
@@ -237,7 +244,7 @@ def cluster(
         ranks: every rank has all features.
         expansion: "plain" ignores ids, "camera" and "modality" balance one of them, "mie" both.
         k1: kept at or below n, so that a gallery smaller than the neighbourhood is one neighbourhood.
-        settings: k2, eps, min_samples, and progress of `pseudo_labels`.
+        settings: k2, eps, min_samples, and neighbor_idx and progress of `pseudo_labels`.
     """
     own = sample_idx[slice(*process_group.share(len(sample_idx), ranks))]
     k1 = min(k1, len(sample_idx))

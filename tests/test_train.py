@@ -12,8 +12,19 @@ from dmic.data.augment import plain_view, toned_view
 from dmic.data.cross_modality import cross_modality_protocols
 from dmic.evaluate import evaluate_protocol
 from dmic.models import embed, small_two_stream
+from dmic.pseudo_labels import pseudo_labels
 from dmic.run import pack_state, unpack_state
-from dmic.train import Batches, Hooks, Objective, Stage, TrainingState, describe_labels, refresh_labels, train
+from dmic.train import (
+    Batches,
+    Hooks,
+    Objective,
+    Stage,
+    TrainingState,
+    cluster,
+    describe_labels,
+    refresh_labels,
+    train,
+)
 
 CLUSTERING = {"k1": 6, "k2": 3, "eps": 0.7, "min_samples": 2, "expansion": "mie"}
 VIEWS = {VISIBLE: (plain_view, toned_view), INFRARED: (plain_view,)}
@@ -251,6 +262,32 @@ def test_modalities_are_clustered_alone_and_together():
     without = refresh_labels(features, gallery, alone, 0)
     assert (without.shared == NOISE).all()
     assert describe_labels(without, gallery)["shared"]["mixed_share"] is None
+
+
+@pytest.mark.parametrize("infrared", [0, 5, 30, 60])
+def test_the_three_clusterings_of_an_epoch_share_a_search(infrared, monkeypatch):
+    features = torch.randint(0, 3, (60, 5), generator=torch.Generator().manual_seed(1)).float()
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(2))
+    gallery = Gallery(torch.zeros(60, 1, 2, 2, dtype=torch.uint8), torch.arange(60) % 4, (order < infrared).long())
+    alone = {"k1": 12, "k2": 3, "eps": 0.6, "min_samples": 3, "expansion": "camera"}
+    joint = {"k1": 9, "k2": 4, "eps": 0.6, "min_samples": 3, "expansion": "mie"}
+    stage = replace(stages()[1], per_modality=lambda epoch: alone, joint=lambda epoch: joint)
+    want = torch.full((2, 60), NOISE)
+    for modality in (VISIBLE, INFRARED):
+        own = (gallery.modality_ids == modality).nonzero().flatten()
+        if len(own):
+            want[modality, own] = cluster(features, gallery, own, **alone)
+    want_shared = cluster(features, gallery, torch.arange(60), **joint)
+    assert 1 < want_shared.max() < 20
+
+    def without_a_search(features, neighbor_idx, **settings):
+        assert neighbor_idx is not None
+        return pseudo_labels(features, neighbor_idx=neighbor_idx, **settings)
+
+    monkeypatch.setattr("dmic.train.pseudo_labels", without_a_search)
+    found = refresh_labels(features, gallery, stage, 0)
+    assert torch.equal(torch.stack([found.visible, found.infrared]), want)
+    assert torch.equal(found.shared, want_shared)
 
 
 @pytest.mark.parametrize(
