@@ -2,8 +2,8 @@
 
     python -m benchmarks.approximate --num-samples 100000 --difficulties easy hard
 
-Lists go in by `pseudo_labels(..., neighbor_idx=)`. Everything runs on one thread. Rows of which an index finds fewer than
-k1 are searched again with twice the effort, as the lists must be full; a sample always leads its own list.
+Lists go in by `pseudo_labels(..., neighbor_idx=)`. Everything runs on one thread. Rows of which an index finds fewer
+than k1 are searched again with twice the effort, as the lists must be full; a sample always leads its own list.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Search = Callable[[np.ndarray, int], np.ndarray]  # (rows [n, d], effort) -> ind
 
 
 def indices(features: np.ndarray, k1: int) -> Iterator[tuple[str, float, Search, tuple[int, ...]]]:
-    """Name, seconds to build, search and efforts of every index; one is in memory at a time."""
+    """Name, seconds to build, search and efforts of every index."""
     dim = features.shape[1]
     start = time.perf_counter()
     lists = 1 << round(np.log2(4 * len(features) ** 0.5))
@@ -49,7 +49,6 @@ def indices(features: np.ndarray, k1: int) -> Iterator[tuple[str, float, Search,
         return inverted.search(rows, k1)[1]
 
     yield f"IVF, {lists} lists", time.perf_counter() - start, probe, NUM_PROBES
-    del inverted
     start = time.perf_counter()
     graph = faiss.IndexHNSWFlat(dim, LINKS)
     graph.add(features)
