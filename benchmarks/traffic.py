@@ -182,5 +182,3 @@ def counted(counter: Counted | None = None) -> Iterator[Counted]:
         mock.patch.object(process_group.Watch, "enter", enter_counted),
     ):
         yield counter
-
-

@@ -29,7 +29,7 @@ def count(group, cuts, block_rows):
     """Bytes of every stage, and rounds of DBSCAN."""
     rank = process_group.rank(group)
     features, cameras, modalities = (part[cuts[rank] : cuts[rank + 1]] for part in gallery())
-    with traffic.counted() as counter, mock.patch("dmic.distributed.choose_block_rows", lambda *_: block_rows):
+    with traffic.counted() as counter, mock.patch("dmic.distributed.choose_block_rows", return_value=block_rows):
         ids = {"camera_ids": cameras, "modality_ids": modalities}
         dmic.pseudo_labels(features, **ids, k1=K1, k2=K2, process_group=group)
     return dict(counter.sent), counter.rounds
