@@ -1,0 +1,150 @@
+"""Time, memory and traffic of a clustering over ranks that was not run: for a gallery and machines of one's own.
+
+    python -m benchmarks.ring_model --num-samples 1e7 --dim 512 --ranks 64
+    python -m benchmarks.ring_model --num-samples 1e6 --dim 256 --device cpu --threads 8 --gigabytes-per-second 1
+    python -m benchmarks.ring_model --num-samples 1e7 --ranks 64 --slow-rank 3:0.5 --slow-link 7-8:1
+    python -m benchmarks.ring_model --write     # the table of docs/scale.md
+
+Closed formulas are in `benchmarks.ring_costs` and `benchmarks.traffic`, the replay in `benchmarks.ring_replay`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from dmic.block_memory import MAX_BLOCK_ROWS, MIN_BLOCK_ROWS, Search, choose_block_rows
+
+from . import costs
+from .ring_costs import Rates, compute_seconds, core_rates, gpu_rates, memory, times
+from .ring_replay import Link, Links, replay
+from .traffic import STAGES, Case, sent_bytes
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
+BEGIN, END = "<!-- python -m benchmarks.ring_model --write -->", "<!-- end of the model -->"
+NUM_SAMPLES, RANKS = (1_000_000, 10_000_000, 100_000_000), (8, 64, 512)
+
+
+def case_for(options: argparse.Namespace, num_samples: int, ranks: int) -> Case:
+    own = -(-num_samples // ranks)
+    if options.device == "cpu" and options.max_memory:
+        search = Search(options.k1, options.k2, 0.6, 4)
+        rows = choose_block_rows("ring_model", num_samples, own, options.dim, search, int(options.max_memory))
+    else:
+        rows = max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, own))
+    means = {name: getattr(options, name) for name in ("encoding_length", "expanded_length", "num_pairs", "rounds")}
+    return Case.even(num_samples, ranks, rows, options.dim, k1=options.k1, k2=options.k2, **means)
+
+
+def rates_for(case: Case, device: str, threads: int) -> Rates:
+    if device == "gpu":
+        return gpu_rates(case)
+    return {stage: times(cost, 1 / threads) for stage, cost in core_rates(case).items()}
+
+
+def links_for(options: argparse.Namespace) -> Links:
+    usual = Link(1e9 * options.gigabytes_per_second, 1e-6 * options.microseconds)
+    slow = {}
+    for text in options.slow_link:
+        ends, rate = text.split(":")
+        slow[tuple(map(int, ends.split("-")))] = usual._replace(bytes_per_second=1e9 * float(rate))
+    return lambda a, b: slow.get((a, b), usual)
+
+
+def speeds_for(options: argparse.Namespace, ranks: int) -> list[float]:
+    speeds = [1.0] * ranks
+    for text in options.slow_rank:
+        rank, speed = text.split(":")
+        speeds[int(rank)] = float(speed)
+    return speeds
+
+
+def report(options: argparse.Namespace, console: Console) -> None:
+    n, ranks = int(options.num_samples), options.ranks
+    case = case_for(options, n, ranks)
+    rates, links, speeds = (
+        rates_for(case, options.device, options.threads),
+        links_for(options),
+        speeds_for(options, ranks),
+    )
+    even = replay(case, rates, links)
+    found = replay(case, rates, links, speeds) if options.slow_rank else even
+    slowest = min(range(ranks), key=lambda rank: speeds[rank])
+    computed, held, sent = (
+        compute_seconds(case, 0, rates),
+        memory(case, 0, options.device == "gpu"),
+        sent_bytes(case, 0),
+    )
+    table = Table("stage", "computes", "with the others", "sends", "holds beyond the features")
+    for stage in STAGES:
+        times = (costs.duration(computed[stage]), costs.duration(found.seconds[stage]))
+        table.add_row(stage, *times, costs.quantity(sent[stage], "B"), costs.quantity(held[stage], "B"))
+    features = costs.quantity(4 * len(case.ring(0).own) * case.dim, "B")
+    console.print(f"{n:,} rows of {case.dim} over {ranks} ranks, blocks of {case.block_rows:,}; a rank has {features}")
+    console.print(table)
+    console.print(
+        f"all: {costs.duration(found.total)}, of which a rank waits {costs.duration(found.total - found.busy[0])}"
+    )
+    if options.slow_rank:
+        console.print(f"rank {slowest} makes it {found.total / even.total:.2f} times as long")
+    if options.device == "gpu":
+        console.print("An H100 as benchmarks/costs.py predicts it: no GPU has confirmed these times.")
+
+
+def page_table(options: argparse.Namespace) -> str:
+    """For docs/scale.md."""
+    lines = [
+        "| N | GPUs | search | encoding | expansion | join | DBSCAN | all | one GPU at half speed | a rank sends | "
+        f"holds | and features of d = {options.dim} |",
+        "|---|" + "---|" * 11,
+    ]
+    links = links_for(options)
+    for n in NUM_SAMPLES:
+        for ranks in RANKS:
+            case = case_for(options, n, ranks)
+            rates = rates_for(case, "gpu", 1)
+            found = replay(case, rates, links)
+            slow = replay(case, rates, links, [0.5] + [1.0] * (ranks - 1))
+            times = [costs.duration(found.seconds[stage]) for stage in STAGES]
+            times += [costs.duration(found.total), f"x {slow.total / found.total:.2f}"]
+            sizes = [sum(sent_bytes(case, 0).values()), max(memory(case, 0, True).values())]
+            sizes.append(4 * len(case.ring(0).own) * case.dim)
+            cells = [f"{n:,}", str(ranks), *times, *(costs.quantity(size, "B") for size in sizes)]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-samples", type=float, default=1e7)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="of a rank")
+    parser.add_argument("--threads", type=int, default=1, help="of a rank on a CPU")
+    parser.add_argument("--max-memory", type=float, help="bytes of a rank on a CPU, which decide how large blocks are")
+    parser.add_argument("--gigabytes-per-second", type=float, default=25, help="of the link of a rank, each way")
+    parser.add_argument("--microseconds", type=float, default=20, help="that a message takes, one way")
+    parser.add_argument("--slow-rank", nargs="*", default=[], metavar="RANK:SPEED", help="1 is as fast as the others")
+    parser.add_argument("--slow-link", nargs="*", default=[], metavar="FROM-TO:GB/S")
+    parser.add_argument("--k1", type=int, default=30)
+    parser.add_argument("--k2", type=int, default=6)
+    parser.add_argument("--encoding-length", type=float, default=30, help="mean of a row, as all of the next three")
+    parser.add_argument("--expanded-length", type=float, default=60)
+    parser.add_argument("--num-pairs", type=float, default=11, help="within eps, the sample itself included")
+    parser.add_argument("--rounds", type=int, default=5, help="of DBSCAN")
+    parser.add_argument("--write", action="store_true", help="write the table of docs/scale.md")
+    options = parser.parse_args()
+    if not options.write:
+        report(options, Console(width=160))
+        return
+    before, begin, rest = PAGE.read_text().partition(BEGIN)
+    if END not in rest:
+        raise SystemExit(f"{PAGE} must have the line {BEGIN!r} and after it {END!r}: the table goes between them")
+    PAGE.write_text(f"{before}{begin}\n\n{page_table(options)}\n\n{END}{rest.partition(END)[2]}")
+
+
+if __name__ == "__main__":
+    main()
