@@ -32,7 +32,7 @@ class Cost:
     """Seconds that a stage takes a rank for each of what it does."""
 
     pair: float = 0.0  # of samples compared
-    met: float = 0.0  # row of either side of two blocks that are compared
+    met: float = 0.0  # row of either side of two blocks that are compared, or of a block with itself
     row: float = 0.0  # of its own
     sample: float = 0.0  # of the gallery
 
@@ -55,7 +55,7 @@ class Work(NamedTuple):
 def inside(ring: Ring, rows: Rows) -> tuple[float, float]:
     """Pairs and met rows where rows are compared among themselves."""
     blocks = ring.blocks(rows)
-    return len(rows) ** 2 / 2, sum(len(x) + len(y) for t, x in enumerate(blocks) for y in blocks[:t])
+    return len(rows) ** 2 / 2, len(rows) + sum(len(x) + len(y) for t, x in enumerate(blocks) for y in blocks[:t])
 
 
 def between(ring: Ring, rows: Rows, block: Rows) -> tuple[float, float]:

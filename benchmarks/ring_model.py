@@ -97,19 +97,15 @@ def report(options: argparse.Namespace, console: Console) -> None:
 def page_table(options: argparse.Namespace) -> str:
     """For docs/scale.md."""
     lines = [
-        "| N | GPUs | search | encoding | expansion | join | DBSCAN | all | one GPU at half speed | a rank sends | "
-        f"holds | and features of d = {options.dim} |",
-        "|---|" + "---|" * 11,
+        "| N | GPUs | search | encoding | expansion | join | DBSCAN | all | a rank sends | holds | and features |",
+        "|---|" + "---|" * 10,
     ]
     links = links_for(options)
     for n in NUM_SAMPLES:
         for ranks in RANKS:
             case = case_for(options, n, ranks)
-            rates = rates_for(case, "gpu", 1)
-            found = replay(case, rates, links)
-            slow = replay(case, rates, links, [0.5] + [1.0] * (ranks - 1))
-            times = [costs.duration(found.seconds[stage]) for stage in STAGES]
-            times += [costs.duration(found.total), f"x {slow.total / found.total:.2f}"]
+            found = replay(case, gpu_rates(case), links)
+            times = [costs.duration(seconds) for seconds in (*found.seconds.values(), found.total)]
             sizes = [sum(sent_bytes(case, 0).values()), max(memory(case, 0, True).values())]
             sizes.append(4 * len(case.ring(0).own) * case.dim)
             cells = [f"{n:,}", str(ranks), *times, *(costs.quantity(size, "B") for size in sizes)]
@@ -117,33 +113,38 @@ def page_table(options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--num-samples", type=float, default=1e7)
+    options.add_argument("--dim", type=int, default=512)
+    options.add_argument("--ranks", type=int, default=8)
+    options.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="of a rank")
+    options.add_argument("--threads", type=int, default=1, help="of a rank on a CPU")
+    options.add_argument("--max-memory", type=float, help="bytes of a rank on a CPU, which decide how large blocks are")
+    options.add_argument("--gigabytes-per-second", type=float, default=25, help="of the link of a rank, each way")
+    options.add_argument("--microseconds", type=float, default=20, help="that a message takes, one way")
+    options.add_argument("--slow-rank", nargs="*", default=[], metavar="RANK:SPEED", help="1 is as fast as the others")
+    options.add_argument("--slow-link", nargs="*", default=[], metavar="FROM-TO:GB/S")
+    options.add_argument("--k1", type=int, default=30)
+    options.add_argument("--k2", type=int, default=6)
+    options.add_argument("--encoding-length", type=float, default=30, help="mean of a row, as all of the next three")
+    options.add_argument("--expanded-length", type=float, default=60)
+    options.add_argument("--num-pairs", type=float, default=11, help="within eps, the sample itself included")
+    options.add_argument("--rounds", type=int, default=5, help="of DBSCAN")
+    options.add_argument("--write", action="store_true", help="write the table of docs/scale.md")
+    return options
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num-samples", type=float, default=1e7)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--ranks", type=int, default=8)
-    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="of a rank")
-    parser.add_argument("--threads", type=int, default=1, help="of a rank on a CPU")
-    parser.add_argument("--max-memory", type=float, help="bytes of a rank on a CPU, which decide how large blocks are")
-    parser.add_argument("--gigabytes-per-second", type=float, default=25, help="of the link of a rank, each way")
-    parser.add_argument("--microseconds", type=float, default=20, help="that a message takes, one way")
-    parser.add_argument("--slow-rank", nargs="*", default=[], metavar="RANK:SPEED", help="1 is as fast as the others")
-    parser.add_argument("--slow-link", nargs="*", default=[], metavar="FROM-TO:GB/S")
-    parser.add_argument("--k1", type=int, default=30)
-    parser.add_argument("--k2", type=int, default=6)
-    parser.add_argument("--encoding-length", type=float, default=30, help="mean of a row, as all of the next three")
-    parser.add_argument("--expanded-length", type=float, default=60)
-    parser.add_argument("--num-pairs", type=float, default=11, help="within eps, the sample itself included")
-    parser.add_argument("--rounds", type=int, default=5, help="of DBSCAN")
-    parser.add_argument("--write", action="store_true", help="write the table of docs/scale.md")
-    options = parser.parse_args()
+    options = parser().parse_args()
     if not options.write:
         report(options, Console(width=160))
         return
+    table = page_table(options)
     before, begin, rest = PAGE.read_text().partition(BEGIN)
     if END not in rest:
         raise SystemExit(f"{PAGE} must have the line {BEGIN!r} and after it {END!r}: the table goes between them")
-    PAGE.write_text(f"{before}{begin}\n\n{page_table(options)}\n\n{END}{rest.partition(END)[2]}")
+    PAGE.write_text(f"{before}{begin}\n\n{table}\n\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

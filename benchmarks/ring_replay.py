@@ -113,7 +113,7 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
     """What a rank does, in its order. Collectives count as in `traffic.sent_bytes`."""
     group = Recorder(rank, case.ranks)
     ring = Ring(group, case.offsets, case.block_rows, torch.device("meta"))
-    own, n, others = ring.own, ring.num_samples, case.ranks - 1
+    own, n, others, most_blocks = ring.own, ring.num_samples, case.ranks - 1, ring.most_blocks
 
     def load(columns: int) -> Callable[[Rows], torch.Tensor]:
         return lambda rows: torch.empty(len(rows), columns, device="meta")
@@ -164,7 +164,7 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
         ids = case.num_ids * traffic.gathered_bytes(case, rank, 8) if others else 0
         for _ in range(case.num_ids if others else 0):
             yield from gather(8)
-        count = max(1, ring.most_blocks)
+        count = max(1, most_blocks)
         fetched = (sent["invariant_expansion"] - ids) / (4 * count) - 8 * others
         for _ in range(count):
             for _ in range(4 if others else 0):
@@ -176,7 +176,7 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
     rows = 0
     for turn in ring.half_turns():
         given, received = ring.blocks(turn.sent), ring.blocks(turn.received)
-        for index in range(ring.most_blocks):
+        for index in range(most_blocks):
             lengths = [len(part[index]) if index < len(part) else 0 for part in (given, received)]
             sizes = [(4 + 8 * case.expanded_length) * length for length in lengths]
             group.exchange(24, turn.to, 24, turn.source)

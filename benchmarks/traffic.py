@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
@@ -68,7 +69,7 @@ class Case:
         return Ring(Seat(rank, self.ranks), self.offsets, self.block_rows, torch.device("cpu"))
 
     def rows(self) -> list[int]:
-        return [len(self.ring(0).owned_by(rank)) for rank in range(self.ranks)]
+        return [end - begin for begin, end in pairwise(self.offsets)]
 
 
 def sent_bytes(case: Case, rank: int) -> dict[str, float]:
@@ -80,14 +81,15 @@ def sent_bytes(case: Case, rank: int) -> dict[str, float]:
         return dict.fromkeys(STAGES, 0.0)
     ring, ranks, n = case.ring(rank), case.ranks, case.num_samples
     half, others = list(ring.half_turns()), 8 * (ranks - 1)  # one number to every other rank
+    most_blocks = ring.most_blocks
     lists = sum(8 * case.k1 * len(turn.received) + 16 for turn in half)
     features = sum(4 * (case.dim + 1) * len(turn.sent) for turn in half)
-    fetches = ring.most_blocks * 8 * others / 2  # four times how much comes
+    fetches = most_blocks * 8 * others / 2  # four times how much comes
     fetches += 8 * sum(fetched_rows(case, len(rows)) * (n - len(ring.own)) for rows in ring.blocks(ring.own))
     for other in set(range(ranks)) - {rank}:
         asked = sum(fetched_rows(case, len(rows)) for rows in ring.blocks(ring.owned_by(other))) * len(ring.own)
         fetches += (8 + 8 * case.encoding_length) * asked
-    rows = sum((4 + 8 * case.expanded_length) * len(turn.sent) + 24 * ring.most_blocks for turn in half)
+    rows = sum((4 + 8 * case.expanded_length) * len(turn.sent) + 24 * most_blocks for turn in half)
     met = sum(len(turn.received) * len(turn.met_by) for turn in half)
     return {
         "knn_graph": features + lists + gathered_bytes(case, rank, 4 * case.k1),
