@@ -20,12 +20,13 @@ from dmic.block_memory import MAX_BLOCK_ROWS, MIN_BLOCK_ROWS, Search, choose_blo
 
 from . import costs
 from .ring_costs import Rates, compute_seconds, core_rates, gpu_rates, memory, times
-from .ring_replay import Link, Links, replay
+from .ring_replay import Link, Links, Replayed, replay, replay_in_step
 from .traffic import STAGES, Case, sent_bytes
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- python -m benchmarks.ring_model --write -->", "<!-- end of the model -->"
 NUM_SAMPLES, RANKS = (1_000_000, 10_000_000, 100_000_000), (8, 64, 512)
+MANY = 64
 
 
 def case_for(options: argparse.Namespace, num_samples: int, ranks: int) -> Case:
@@ -45,52 +46,52 @@ def rates_for(case: Case, device: str, threads: int) -> Rates:
     return {stage: times(cost, 1 / threads) for stage, cost in core_rates(case).items()}
 
 
-def links_for(options: argparse.Namespace) -> Links:
-    usual = Link(1e9 * options.gigabytes_per_second, 1e-6 * options.microseconds)
-    slow = {}
-    for text in options.slow_link:
-        ends, rate = text.split(":")
-        slow[tuple(map(int, ends.split("-")))] = usual._replace(bytes_per_second=1e9 * float(rate))
-    return lambda a, b: slow.get((a, b), usual)
+def usual_link(options: argparse.Namespace) -> Link:
+    return Link(1e9 * options.gigabytes_per_second, 1e-6 * options.microseconds)
 
 
-def speeds_for(options: argparse.Namespace, ranks: int) -> list[float]:
-    speeds = [1.0] * ranks
-    for text in options.slow_rank:
-        rank, speed = text.split(":")
-        speeds[int(rank)] = float(speed)
-    return speeds
+def undisturbed(case: Case, rates: Rates, link: Link) -> Replayed:
+    """Equal ranks and links; of very many, one stands for all."""
+    return replay_in_step(case, rates, link) if case.ranks > MANY else replay(case, rates, lambda a, b: link)
+
+
+def exceptions(options: argparse.Namespace) -> tuple[list[float], Links]:
+    """The speeds of all ranks and the links between them."""
+    speeds, slow, usual = [1.0] * options.ranks, {}, usual_link(options)
+    for text in (*options.slow_rank, *options.slow_link):
+        name, _, value = text.partition(":")
+        ranks = [int(rank) for rank in name.split("-")]
+        if not all(0 <= rank < options.ranks for rank in ranks) or not float(value or 0) > 0:
+            raise SystemExit(f"{text!r}: ranks are 0 to {options.ranks - 1}, and a speed is more than 0")
+        if len(ranks) == 1:
+            speeds[ranks[0]] = float(value)
+        else:
+            slow[tuple(ranks)] = usual._replace(bytes_per_second=1e9 * float(value))
+    return speeds, lambda a, b: slow.get((a, b), usual)
 
 
 def report(options: argparse.Namespace, console: Console) -> None:
-    n, ranks = int(options.num_samples), options.ranks
+    n, ranks, on_gpu = int(options.num_samples), options.ranks, options.device == "gpu"
     case = case_for(options, n, ranks)
-    rates, links, speeds = (
-        rates_for(case, options.device, options.threads),
-        links_for(options),
-        speeds_for(options, ranks),
-    )
-    even = replay(case, rates, links)
-    found = replay(case, rates, links, speeds) if options.slow_rank else even
-    slowest = min(range(ranks), key=lambda rank: speeds[rank])
-    computed, held, sent = (
-        compute_seconds(case, 0, rates),
-        memory(case, 0, options.device == "gpu"),
-        sent_bytes(case, 0),
-    )
+    rates = rates_for(case, options.device, options.threads)
+    found = even = undisturbed(case, rates, usual_link(options))
+    if options.slow_rank or options.slow_link:
+        speeds, links = exceptions(options)
+        found = replay(case, rates, links, speeds)
+    columns = (compute_seconds(case, 0, rates), found.seconds, sent_bytes(case, 0), memory(case, 0, on_gpu))
     table = Table("stage", "computes", "with the others", "sends", "holds beyond the features")
     for stage in STAGES:
-        times = (costs.duration(computed[stage]), costs.duration(found.seconds[stage]))
-        table.add_row(stage, *times, costs.quantity(sent[stage], "B"), costs.quantity(held[stage], "B"))
+        computed, seconds, sent, held = (column[stage] for column in columns)
+        sizes = (costs.quantity(size, "B") for size in (sent, held))
+        table.add_row(stage, costs.duration(computed), costs.duration(seconds), *sizes)
     features = costs.quantity(4 * len(case.ring(0).own) * case.dim, "B")
     console.print(f"{n:,} rows of {case.dim} over {ranks} ranks, blocks of {case.block_rows:,}; a rank has {features}")
     console.print(table)
-    console.print(
-        f"all: {costs.duration(found.total)}, of which a rank waits {costs.duration(found.total - found.busy[0])}"
-    )
-    if options.slow_rank:
-        console.print(f"rank {slowest} makes it {found.total / even.total:.2f} times as long")
-    if options.device == "gpu":
+    waited = costs.duration(found.total - found.busy[0])
+    console.print(f"all: {costs.duration(found.total)}, of which rank 0 waits {waited}")
+    if found is not even:
+        console.print(f"what is slow makes it {found.total / even.total:.2f} times as long")
+    if on_gpu:
         console.print("An H100 as benchmarks/costs.py predicts it: no GPU has confirmed these times.")
 
 
@@ -100,11 +101,11 @@ def page_table(options: argparse.Namespace) -> str:
         "| N | GPUs | search | encoding | expansion | join | DBSCAN | all | a rank sends | holds | and features |",
         "|---|" + "---|" * 10,
     ]
-    links = links_for(options)
+    link = usual_link(options)
     for n in NUM_SAMPLES:
         for ranks in RANKS:
             case = case_for(options, n, ranks)
-            found = replay(case, gpu_rates(case), links)
+            found = undisturbed(case, gpu_rates(case), link)
             times = [costs.duration(seconds) for seconds in (*found.seconds.values(), found.total)]
             sizes = [sum(sent_bytes(case, 0).values()), max(memory(case, 0, True).values())]
             sizes.append(4 * len(case.ring(0).own) * case.dim)

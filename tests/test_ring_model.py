@@ -22,7 +22,7 @@ from benchmarks.ring_costs import (
     times,
     work,
 )
-from benchmarks.ring_replay import NOTICES, RECORDING, Link, Post, Stage, Together, program, replay
+from benchmarks.ring_replay import NOTICES, RECORDING, Link, Post, Stage, Together, program, replay, replay_in_step
 from benchmarks.traffic import Case, sent_bytes
 
 FACTOR = 1.5
@@ -69,6 +69,17 @@ def test_equal_ranks_that_wait_for_no_message_take_what_they_compute(ranks):
     found = replay(case, RATES)
     assert found.seconds == pytest.approx(compute_seconds(case, 0, RATES))
     assert found.busy == pytest.approx([found.total] * ranks)
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 8, 9, 24])
+@pytest.mark.parametrize("block_rows", [30, 1000])
+@pytest.mark.parametrize("link", [Link(), Link(1e6, 1e-4), Link(1e8, 1e-3)])
+def test_ranks_in_step_take_the_time_of_one(ranks, block_rows, link):
+    case = Case.even(720 * 9, ranks, block_rows, dim=64)
+    found, want = (replay_in_step(case, RATES, link), replay(case, RATES, lambda a, b: link))
+    last_turn = 1e-9 if ranks % 2 else 0.4 / ranks
+    assert found.total == pytest.approx(want.total, rel=last_turn)
+    assert found.seconds == pytest.approx(want.seconds, rel=1e-9 if ranks % 2 else 1 / ranks)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
@@ -149,6 +160,26 @@ def test_runs_over_ranks_are_predicted_from_the_other_runs():
             assert within(found.seconds[stage], run.stages[stage], 2), (name, stage)
 
 
+def test_what_a_slow_network_adds_is_predicted():
+    """Of ranks in namespaces: bytes of every stage, and the time by which stages that mostly wait are longer."""
+    runs = json.loads((RESULTS / "network.json").read_text())["runs"]
+    slow = [run for run in runs if run["link"]]
+    assert {run["ranks"] for run in slow} == {2, 4}
+    for run in slow:
+        assert run["equal"]
+        for rank in (rank for ranks in run["bytes"].values() for rank in ranks):
+            assert rank["predicted"] == pytest.approx(rank["counted"], rel=0.1)
+            assert rank["counted"] <= rank["wire"] <= 1.05 * rank["counted"]
+        means = {name: run[name] for name in ("k1", "k2", "encoding_length", "expanded_length", "num_pairs", "rounds")}
+        case = Case.even(run["num_samples"], run["ranks"], run["block_rows"], run["dim"], **means)
+        link = Link(run["link"]["bits_per_second"] / 8, run["link"]["delay"])
+        found = replay(case, FREE, lambda a, b, link=link: link)
+        (other,) = (one for one in runs if one["ranks"] == run["ranks"] and one["network"] == "not shaped")
+        waiting = STAGES[2:]
+        longer = sum(run["stages"][stage] - other["stages"][stage] for stage in waiting)
+        assert within(sum(found.seconds[stage] for stage in waiting), longer)
+
+
 def test_wide_features_and_long_lists_are_predicted():
     runs = measured_in_memory()
     assert {run.case.dim for run in runs} == {2048}
@@ -181,14 +212,19 @@ def test_the_command_answers_for_any_gallery(monkeypatch, capsys):
     assert "1,000,000 rows of 128 over 4 ranks" in text
     assert "no GPU has confirmed" in text
     text = run(monkeypatch, capsys, "--num-samples", "1e5", "--ranks", "2", "--device", "cpu", "--slow-rank", "1:0.5")
-    assert "rank 1 makes it 1.9" in text or "rank 1 makes it 2.0" in text
+    assert "what is slow makes it 1.9" in text or "what is slow makes it 2.0" in text
     assert "no GPU" not in text
 
 
-def test_the_table_of_the_documentation_is_that_of_the_command(monkeypatch, capsys):
-    monkeypatch.setattr(ring_model, "NUM_SAMPLES", (1_000_000,))
-    monkeypatch.setattr(ring_model, "RANKS", (8, 64))
+@pytest.mark.parametrize("slow", [("--slow-rank", "2:0.5"), ("--slow-link", "0-2:1"), ("--slow-rank", "1:0")])
+def test_a_rank_that_is_not_there_is_named(monkeypatch, capsys, slow):
+    with pytest.raises(SystemExit, match=r"'.*': ranks are 0 to 1, and a speed is more than 0"):
+        run(monkeypatch, capsys, "--num-samples", "1e5", "--ranks", "2", *slow)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_command(monkeypatch):
+    monkeypatch.setattr(ring_model, "RANKS", (8, 512))  # 64 ranks take seconds
     text = ring_model.page_table(ring_model.parser().parse_args([]))
     page = ring_model.PAGE.read_text()
-    assert len(text.splitlines()) == 4
+    assert len(text.splitlines()) == 2 + 3 * 2
     assert all(line in page for line in text.splitlines())
