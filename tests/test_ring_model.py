@@ -119,6 +119,15 @@ def test_a_slow_link_is_waited_for_once_by_what_goes_over_it():
     assert found.busy == [0, 0, 0]
 
 
+def test_a_message_leaves_when_the_later_side_is_ready():
+    n, dim = 60, 16
+    rates = {**FREE, "k_reciprocal_encoding": Cost(row=1 / n)}  # before anything is sent
+    slow = Link(4 * dim * n / 4)  # four seconds
+    for speeds in ([0.5, 1, 1], [1, 0.5, 1]):
+        found = replay(Case.even(3 * n, 3, 1000, dim), rates, lambda a, b: slow if (a, b) == (0, 1) else Link(), speeds)
+        assert found.seconds["k_reciprocal_encoding"] == pytest.approx(2 + 4)
+
+
 def test_every_message_waits_for_the_latency():
     latency, case = 0.5, Case.even(90, 3, 1000, dim=16)
     found = replay(case, FREE, lambda a, b: Link(latency=latency))

@@ -73,3 +73,8 @@ def test_a_broadcast_reaches_every_rank_once():
         for source in range(ranks):
             assert sum(traffic.broadcasts(source, rank, ranks) for rank in range(ranks)) == ranks - 1
     assert [traffic.broadcasts(1, rank, 5) for rank in range(5)] == [0, 3, 1, 0, 0]
+
+
+def test_a_minimum_goes_around_twice_but_for_the_own_part():
+    assert traffic.reduced_bytes(800, 4) == 2 * 3 * 200
+    assert traffic.reduced_bytes(800, 1) == 0
