@@ -280,6 +280,8 @@ def quantity(value: float, unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
+    if seconds >= 1000:
+        return f"{seconds:,.0f} s"
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
 
 

@@ -1,0 +1,268 @@
+"""What a rank of a clustering computes and holds, in closed formulas, and what that takes a CPU core or a GPU.
+
+Seconds of a CPU core are fitted to committed measurements (scale.json, suite.json). Those of a GPU are what
+`benchmarks.costs` predicts for an H100: no GPU has confirmed them. What a rank sends is in `benchmarks.traffic`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dmic import directions
+from dmic.block_memory import Search, choose_block_rows
+from dmic.blockwise import Ring, Rows
+
+from . import costs
+from .traffic import STAGES, Case
+
+RESULTS = Path(__file__).parent / "results"
+
+
+# What a rank computes
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that a stage takes a rank for each of what it does."""
+
+    pair: float = 0.0  # of samples compared
+    met: float = 0.0  # row of either side of two blocks that are compared, or of a block with itself
+    row: float = 0.0  # of its own
+    sample: float = 0.0  # of the gallery
+
+
+Rates = dict[str, Cost]
+
+
+class Work(NamedTuple):
+    """How often a rank does what a Cost is for."""
+
+    pairs: float
+    met: float
+    rows: float
+    samples: float
+
+    def seconds(self, cost: Cost) -> float:
+        return self.pairs * cost.pair + self.met * cost.met + self.rows * cost.row + self.samples * cost.sample
+
+
+def inside(ring: Ring, rows: Rows) -> tuple[float, float]:
+    """Pairs and met rows where rows are compared among themselves."""
+    blocks = ring.blocks(rows)
+    return len(rows) ** 2 / 2, len(rows) + sum(len(x) + len(y) for t, x in enumerate(blocks) for y in blocks[:t])
+
+
+def between(ring: Ring, rows: Rows, block: Rows) -> tuple[float, float]:
+    """The same where all blocks of some rows meet a block."""
+    return len(rows) * len(block), len(rows) + len(ring.blocks(rows)) * len(block)
+
+
+def work(case: Case, rank: int) -> dict[str, Work]:
+    """Of a rank in every stage."""
+    ring = case.ring(rank)
+    own, n = ring.own, ring.num_samples
+    compared = [inside(ring, own)]
+    compared += [
+        between(ring, turn.met_by, block) for turn in ring.half_turns() for block in ring.blocks(turn.received)
+    ]
+    pairs, met = map(sum, zip(*compared, strict=True))
+    multiplied = sum(
+        between(ring, own, block)[1] for other in range(ring.size) for block in ring.blocks(ring.owned_by(other))
+    )
+    return {
+        "knn_graph": Work(pairs, met, len(own), 0),
+        "k_reciprocal_encoding": Work(0, multiplied, len(own), 0),
+        "invariant_expansion": Work(0, 0, len(own), n),
+        "jaccard_distance": Work(pairs, met, len(own), 0),
+        "dbscan": Work(0, 0, len(own), n),
+    }
+
+
+def compute_seconds(case: Case, rank: int, rates: Rates) -> dict[str, float]:
+    """Of every stage if no rank waited for another."""
+    return {stage: done.seconds(rates[stage]) for stage, done in work(case, rank).items()}
+
+
+# What a rank holds
+
+
+def memory(case: Case, rank: int, on_gpu: bool = False) -> dict[str, float]:
+    """Bytes of every stage beyond the features, with the means of the case; docs/scale.md has the terms."""
+    ring, n, k1, d = case.ring(rank), case.num_samples, case.k1, case.dim
+    own, blocks, turns = len(ring.own), ring.blocks(ring.own), list(ring.half_turns())
+    block = max((len(rows) for rows in blocks), default=0)
+    at_once = [len(x) + len(y) for t, x in enumerate(blocks) for y in blocks[:t]]
+    at_once += [len(x) + len(y) for t in turns for x in ring.blocks(t.met_by) for y in ring.blocks(t.received)]
+    met = max(at_once, default=0)  # rows of two blocks
+    copies = 2 * met + (block if turns else 0) if at_once else block
+    compared = max(met, block)
+    scratch = compared * (8 * (3 * k1 + 64) + 48 + 32 * k1)
+    if on_gpu:
+        scratch = compared * (8 * max(256, 3 * k1 + 64) + 64 + 2 * d + 32 * k1) + 256e6
+    elif compared >= directions.MIN_SAMPLES and d >= directions.MIN_COLUMNS:
+        scratch += 4 * compared * (directions.WIDTHS[-1] + 1 + k1)
+    encoding, expanded = 8 * case.encoding_length, 8 * case.expanded_length
+    pairs, share = case.num_pairs * own, block / max(1, own)
+    return {
+        "knn_graph": (16 if turns else 8) * k1 * own + 4 * d * copies + scratch,
+        "k_reciprocal_encoding": 4 * k1 * n + 4 * d * (7 if turns else 3) * block + 3 * encoding * own + 16 * n,
+        "invariant_expansion": 4 * k1 * n + (encoding + expanded) * own * (1 + share) + (12 + 8 * case.num_ids) * n,
+        "jaccard_distance": expanded * (own + 6 * block) + 36 * pairs,
+        "dbscan": 40 * pairs + 48 * n,
+    }
+
+
+# What a core of a CPU takes, fitted to measurements
+
+COLUMNS = {
+    "knn_graph": ("pair", "met", "row"),
+    "k_reciprocal_encoding": ("met", "row"),
+    "invariant_expansion": ("row", "sample"),
+    "jaccard_distance": ("pair", "met", "row"),
+    "dbscan": ("row", "sample"),
+}
+
+
+class Measured(NamedTuple):
+    """A run: what was clustered, seconds of each stage, and how many cores' work a rank did in one of them."""
+
+    case: Case
+    stages: dict[str, float]
+    cores: float
+
+
+def measured_in_blocks(document: dict[str, Any] | None = None) -> list[Measured]:
+    """The runs of benchmarks/results/scale.json."""
+    document = document or json.loads((RESULTS / "scale.json").read_text())
+    cores = document["machine"]["cores"]
+    runs = []
+    for run in document["runs"]:
+        n, ranks = run["num_samples"], run["ranks"]
+        search = Search(run["k1"], run["k2"], 0.6, 4)
+        block_rows = choose_block_rows("ring_model", n, -(-n // ranks), run["dim"], search, run["max_memory"])
+        case = Case.even(n, ranks, block_rows, run["dim"], k1=run["k1"], k2=run["k2"])
+        busy = ranks * run["threads"]
+        runs.append(Measured(case, run["stages"], run["threads"] * min(1, cores / busy)))
+    return runs
+
+
+def measured_in_memory(document: dict[str, Any] | None = None) -> list[Measured]:
+    """The runs of benchmarks/results/suite.json on easy features with enough rows for directions."""
+    document = document or json.loads((RESULTS / "suite.json").read_text())
+    runs = []
+    for result in document["results"]:
+        case, n = result["case"], result["num_samples"]
+        if case["difficulty"] != "easy" or n < directions.MIN_SAMPLES:
+            continue
+        found = result["methods"]["dmic"]["stages"]
+        stages = {stage: found[stage]["seconds"]["median"] for stage in STAGES}
+        whole = Case.even(n, 1, n, case["dim"], k1=case["k1"], k2=case["k2"])
+        runs.append(Measured(whole, stages, document["machine"]["torch_threads"]))
+    return runs
+
+
+def fit(runs: list[Measured], columns: dict[str, tuple[str, ...]] = COLUMNS) -> Rates:
+    """Costs >= 0 of the stages with the least squares of relative errors."""
+    from scipy.optimize import nnls
+
+    rates = {}
+    for stage, names in columns.items():
+        seconds = np.array([run.stages[stage] * run.cores for run in runs])
+        done = [_slowest(run.case, stage) for run in runs]
+        amounts = np.array([[getattr(one, f"{name}s" if name != "met" else name) for name in names] for one in done])
+        found, _ = nnls(amounts / seconds[:, None], np.ones(len(runs)))
+        rates[stage] = Cost(**dict(zip(names, found.tolist(), strict=True)))
+    return rates
+
+
+def _slowest(case: Case, stage: str) -> Work:
+    return max((work(case, rank)[stage] for rank in range(case.ranks)), key=sum)
+
+
+def core_rates(case: Case, blocked: list[Measured] | None = None, whole: list[Measured] | None = None) -> Rates:
+    """Seconds of a core, for features that vary in few directions, as networks' do (`dmic/directions.py`).
+
+    The search and the encoding are linear in d between what was measured at two of them, their rows in k1; expansion
+    and join are linear in k2, by their times in suite.json.
+    """
+    blocked, whole = blocked or measured_in_blocks(), whole or measured_in_memory()
+    narrow = fit(blocked)
+    wide = fit(whole, {"knn_graph": ("pair", "row"), "k_reciprocal_encoding": ("row",)})
+    low, high = blocked[0].case, whole[0].case
+    place = max(0.0, (case.dim - low.dim) / (high.dim - low.dim))
+
+    def along(stage: str, name: str, lists: int = 0) -> float:
+        first, last = (getattr(rates[stage], name) for rates in (narrow, wide))
+        first, last = first / low.k1**lists, last / high.k1**lists
+        return max(first, first + place * (last - first)) * case.k1**lists
+
+    found = dict(narrow)
+    found["knn_graph"] = replace(narrow["knn_graph"], pair=along("knn_graph", "pair"), row=along("knn_graph", "row", 1))
+    found["k_reciprocal_encoding"] = replace(
+        narrow["k_reciprocal_encoding"], row=along("k_reciprocal_encoding", "row", 1)
+    )
+    for stage, more in (("invariant_expansion", 2), ("jaccard_distance", 3)):
+        found[stage] = times(narrow[stage], (case.k2 + more) / (low.k2 + more))
+    return found
+
+
+def times(cost: Cost, factor: float) -> Cost:
+    return Cost(*(factor * value for value in vars(cost).values()))
+
+
+# What a GPU takes, predicted
+
+LARGE = 1 << 20  # rows at which a launch costs nothing
+PASSES = 8  # over keys of 64 bits when lists are merged
+ROUND_BYTES = 120  # a sample: parents read, gathered, reduced and compared in a round of DBSCAN
+
+
+def gpu_rates(case: Case) -> Rates:
+    """Seconds of an H100, from what `benchmarks.costs` predicts of its kernels; no GPU has confirmed them."""
+    means = {"k1": case.k1, "k2": case.k2, "encoding_length": case.encoding_length}
+    means |= {"expanded_length": case.expanded_length, "num_pairs": case.num_pairs}
+    size = costs.Size(LARGE, case.dim, **means)
+    of_blocks = costs.Size(2 * min(case.block_rows, max(case.rows())), case.dim, **means)
+    memory_rate = costs.EXPECTED["memory"]
+
+    def seconds(op: str, at: costs.Size, names: tuple[str, ...]) -> float:
+        chosen = [
+            kernel for kernel in costs.KERNELS if kernel.op == op and kernel.name.removesuffix("_kernel") in names
+        ]
+        assert len({kernel.name for kernel in chosen}) == len(names), names
+        return sum(kernel.expected_seconds(at) for kernel in chosen) / at.num_samples
+
+    def rest(op: str, at: costs.Size, names: tuple[str, ...]) -> float:
+        return costs.expected_seconds(op, at) / at.num_samples - seconds(op, at, names)
+
+    compare, finish = ("knn_graph_compare",), ("knn_graph_finish",)
+    # A block brings a row new neighbours in proportion to its share of what the row has seen: 1, 1/2, 1/3, ... of k1.
+    blocks = sum(len(case.ring(rank).blocks(case.ring(rank).own)) for rank in range(case.ranks))
+    scored = seconds("knn_graph", size, finish) * (1 + math.log(blocks))
+    merged = 2 * 2 * 8 * case.k1 * PASSES / memory_rate
+    joined = ("join", "mirror", "unpack", "diagonal", "diagonal_lengths")
+    return {
+        "knn_graph": Cost(
+            pair=seconds("knn_graph", size, compare) * 2 / LARGE,
+            met=rest("knn_graph", of_blocks, compare + finish) + merged,
+            row=scored,
+        ),
+        "k_reciprocal_encoding": Cost(
+            met=20 * case.encoding_length / memory_rate,  # which members are in a block
+            row=costs.expected_seconds("k_reciprocal_encoding", size) / LARGE,
+        ),
+        "invariant_expansion": Cost(row=costs.expected_seconds("invariant_expansion", size) / LARGE),
+        "jaccard_distance": Cost(
+            met=rest("jaccard_distance", of_blocks, joined) + 16 * case.expanded_length / memory_rate,
+            row=seconds("jaccard_distance", size, joined) + case.num_pairs * 60 / memory_rate,
+        ),
+        "dbscan": Cost(
+            row=case.rounds * 60 * case.num_pairs / memory_rate, sample=case.rounds * ROUND_BYTES / memory_rate
+        ),
+    }
