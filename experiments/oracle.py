@@ -1,9 +1,9 @@
-"""`dmic train` with the true identities in the place of pseudo labels: what the network could learn if no label was wrong.
+"""`dmic train` with the true identities for pseudo labels: what the network could learn if no label was wrong.
 
     python -m experiments.oracle train pedestrians --data ped
 
-The package keeps identities from its training loop, so they are put there from outside. All samples are clustered, one
-cluster per identity; memories, batches, losses and schedules of the learning rate stay as they are.
+The package keeps identities from its training loop, so they are put there from outside. Every identity is a cluster and
+there are no outliers; memories, batches, losses and learning rates stay as they are.
 """
 
 from __future__ import annotations
