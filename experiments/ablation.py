@@ -41,6 +41,9 @@ def main() -> int:
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="weights that every run starts from (experiments.pretrain)"
     )
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE.json", help="default: results/, named as the ablation; for other data"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one thread each")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="leave the other variants out")
@@ -49,7 +52,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     ablation = tomllib.loads(options.ablation.read_text(encoding="utf-8"))
-    results = RESULTS / options.ablation.with_suffix(".json").name
+    results = options.results or RESULTS / options.ablation.with_suffix(".json").name
     if not options.table:
         wanted = [
             (variant, seed)
@@ -106,6 +109,7 @@ def run_variant(ablation: dict[str, Any], variant: str, seed: int, options: argp
         "variant": variant,
         "seed": seed,
         "settings": settings,
+        "data": options.data.name if options.data else None,
         "weights": options.weights.name if options.weights else None,
         "seconds": seconds,
         "stopped": stopped,
