@@ -37,9 +37,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--people", type=int, default=16, help="in a batch, four images each")
     parser.add_argument("--infrared", action="store_true", help="train on infrared images too")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights to start from; default: random ones")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    config = load_config(options.recipe, [f"data.root={options.data}", f"train.seed={options.seed}"])
+    settings = [f"data.root={options.data}", f"train.seed={options.seed}"]
+    settings += [f"network.weights={options.weights}"] if options.weights else []
+    config = load_config(options.recipe, settings)
     dataset = build_dataset(config)
     network = build_network(config, 3).train()
     modalities = (VISIBLE, INFRARED) if options.infrared else (VISIBLE,)
