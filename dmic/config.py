@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -49,6 +50,11 @@ class NetworkConfig:
     grid_height: int = 1  # small: cells down that the pool keeps
     grid_width: int = 1  # small: cells across
     embedding_dim: int = 128  # small: numbers in a feature
+
+
+def _check_finite(name: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(f"config: {name} must be finite, got {value}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -176,7 +182,11 @@ def load_config(name: str, settings: list[str] | tuple[str, ...] = ()) -> Config
 
 
 def to_toml(config: Any) -> str:
-    """The configuration as TOML: every field, defaults included, one table per nested dataclass."""
+    """The configuration as TOML: every field, defaults included, one table per nested dataclass.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
     return "\n".join(_tables(config, ())).lstrip("\n") + "\n"
 
 
@@ -247,6 +257,9 @@ def _setting(text: str) -> dict[str, Any]:
 def _tables(config: Any, path: tuple[str, ...]) -> list[str]:
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     nested = {name: value for name, value in values.items() if is_dataclass(value) and not isinstance(value, Schedule)}
+    for name, value in values.items():
+        if isinstance(value, float):
+            _check_finite(".".join((*path, name)), value)
     plain = [f"{name} = {_value(value)}" for name, value in values.items() if name not in nested]
     lines = [*([f"\n[{'.'.join(path)}]"] if path else []), *plain] if plain else []
     for name, value in nested.items():
@@ -295,4 +308,6 @@ def _typed(value: Any, expected: type, where: str) -> Any:
         return float(value)
     if type(value) is not expected:
         raise ValueError(f"config: {where} must be {expected.__name__}, got {value!r}")
+    if expected is float:
+        _check_finite(where, value)
     return value

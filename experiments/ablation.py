@@ -2,7 +2,8 @@
 
     python -m experiments.ablation experiments/landsat.toml --jobs 2
 
-An ablation file names a recipe, settings that all variants share, and for each variant the settings that make it.
+An ablation file names a recipe, settings that all variants share, and for each variant the settings that make it. The
+variants that it lists as `with_identities` train on true identities (experiments.oracle).
 Results are appended to a JSON file in results/, run by run, so a run that is there already is not repeated.
 """
 
@@ -21,8 +22,14 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
+import torch
+
 from dmic.config import load_config
-from dmic.run import RunFolder
+from dmic.data import LabeledGallery
+from dmic.data.cross_modality import cross_modality_protocols
+from dmic.evaluate import evaluate_protocol
+from dmic.models import embed
+from dmic.run import RunFolder, build_dataset, build_network, load_run
 
 try:
     import tomllib
@@ -30,7 +37,7 @@ except ModuleNotFoundError:
     import tomli as tomllib
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = ("Rank-1", "mAP", "clusters", "outliers", "purity", "splits", "mixed")
+COLUMNS = ("Rank-1", "mAP", "own Rank-1", "clusters", "outliers", "purity", "splits", "mixed")
 
 
 def main() -> int:
@@ -40,6 +47,9 @@ def main() -> int:
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="weights that every run starts from (experiments.pretrain)"
     )
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE.json", help="default: results/, named as the ablation; for other data"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, one thread each")
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="leave the other variants out")
@@ -47,8 +57,9 @@ def main() -> int:
         "--table", action="store_true", help="print the table of the results that are there, train nothing"
     )
     options = parser.parse_args()
+    torch.set_num_threads(1)
     ablation = tomllib.loads(options.ablation.read_text(encoding="utf-8"))
-    results = RESULTS / options.ablation.with_suffix(".json").name
+    results = options.results or RESULTS / options.ablation.with_suffix(".json").name
     if not options.table:
         wanted = [
             (variant, seed)
@@ -86,7 +97,8 @@ def run_variant(ablation: dict[str, Any], variant: str, seed: int, options: argp
     settings = settings_of(ablation, variant, seed)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        command = [sys.executable, "-m", "dmic", "train", ablation["recipe"], "--out", str(out), "--device", "cpu"]
+        program = "experiments.oracle" if variant in ablation.get("with_identities", ()) else "dmic"
+        command = [sys.executable, "-m", program, "train", ablation["recipe"], "--out", str(out), "--device", "cpu"]
         command += [part for setting in settings for part in ("--set", setting)]
         command += ["--data", str(options.data)] if options.data else []
         command += ["--set", f"network.weights={options.weights}"] if options.weights else []
@@ -99,19 +111,34 @@ def run_variant(ablation: dict[str, Any], variant: str, seed: int, options: argp
         stopped = process.stderr.strip().splitlines()[-1] if process.returncode else ""
         if process.returncode and "nothing to train on" not in stopped:
             raise RuntimeError(f"{variant}, seed {seed}: {process.stderr}")
+        own = None if process.returncode else {"before": own_gallery(out, start=True), "after": own_gallery(out)}
     scored = [record for record in records if record.get("retrieval")]
     return {
         "variant": variant,
         "seed": seed,
         "settings": settings,
+        "data": options.data.name if options.data else None,
         "weights": options.weights.name if options.weights else None,
         "seconds": seconds,
         "stopped": stopped,
         "machine": f"{os.cpu_count()} x {platform.machine()}, one thread",
         "before": brief(scored[0]),
         "after": brief(scored[-1] | {key: records[-1].get(key) for key in ("visible", "infrared", "shared", "known")}),
+        "own_gallery": own,
         "curve": [brief(record) for record in records],
     }
+
+
+def own_gallery(run: Path, *, start: bool = False) -> dict[str, Any]:
+    """Retrieval across modalities among the people that the run was trained on, as `brief` has it of others."""
+    config, network = load_run(run)
+    dataset = build_dataset(config)
+    if start:
+        network = build_network(config, dataset.train.images.shape[1]).eval()
+    labeled = LabeledGallery(dataset.train, dataset.train_person_ids)
+    features = embed(network, dataset.train)
+    results = [evaluate_protocol(features, labeled, protocol) for protocol in cross_modality_protocols(labeled)]
+    return brief({"retrieval": [result.as_record() for result in results]})["retrieval"]
 
 
 def brief(record: dict[str, Any]) -> dict[str, Any]:
@@ -131,20 +158,22 @@ def load_results(path: Path) -> list[dict[str, Any]]:
 
 def table(ablation: dict[str, Any], results: list[dict[str, Any]]) -> str:
     """Means and spreads over the seeds as Markdown, in percent where that is usual; joint clusters if there are any."""
-    lines = ["| variant | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    rows = {}
     for variant in ablation["variants"]:
         runs = [run for run in results if run["variant"] == variant]
-        if not runs:
-            continue
-        rows = [measure(run["after"]) for run in runs]
+        if runs:
+            rows[variant] = [measure(run["after"], run.get("own_gallery")) for run in runs]
+    columns = [name for name in COLUMNS if any(row[name] is not None for runs in rows.values() for row in runs)]
+    lines = ["| variant | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for variant, runs in rows.items():
         cells = [
-            spread([row[column] for row in rows], 0 if column in ("clusters", "outliers") else 1) for column in COLUMNS
+            spread([row[column] for row in runs], 0 if column in ("clusters", "outliers") else 1) for column in columns
         ]
         lines.append(f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def measure(after: dict[str, Any]) -> dict[str, float | None]:
+def measure(after: dict[str, Any], own: dict[str, Any] | None = None) -> dict[str, float | None]:
     """One run in numbers: retrieval is the mean over protocols; clusters are the joint ones, else both modalities'."""
     retrieval = list(after["retrieval"].values())
     joint = after.get("shared") and after["shared"]["clusters"] > 0
@@ -155,6 +184,7 @@ def measure(after: dict[str, Any]) -> dict[str, float | None]:
     return {
         "Rank-1": 100 * mean(score["rank1"] for score in retrieval),
         "mAP": 100 * mean(score["map"] for score in retrieval),
+        "own Rank-1": 100 * mean(score["rank1"] for score in own["after"].values()) if own else None,
         "clusters": float(sum(kind["clusters"] for kind in found)),
         "outliers": float(sum(kind["outliers"] for kind in found)),
         "purity": 100 * mean(kind["purity"] for kind in known) if known else None,

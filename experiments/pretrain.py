@@ -4,7 +4,8 @@
 
 The published method starts from weights that know images, not infrared and not the people of the gallery. A small
 network for a CPU has none, so it gets them from labelled *visible* images of other people than those of the experiment;
-both stems start as copies of the one that was trained.
+both stems start as copies of the one that was trained. With `--infrared` it sees both modalities of those people, half
+of every batch each, and knows more than published: something of what is the same in both.
 """
 
 from __future__ import annotations
@@ -35,21 +36,28 @@ def main() -> int:
     parser.add_argument("--recipe", default="pedestrians")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--people", type=int, default=16, help="in a batch, four images each")
+    parser.add_argument("--infrared", action="store_true", help="train on infrared images too")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="weights to start from; default: random ones")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    config = load_config(options.recipe, [f"data.root={options.data}", f"train.seed={options.seed}"])
+    settings = [f"data.root={options.data}", f"train.seed={options.seed}"]
+    settings += [f"network.weights={options.weights}"] if options.weights else []
+    config = load_config(options.recipe, settings)
     dataset = build_dataset(config)
     network = build_network(config, 3).train()
-    visible = dataset.train.modality_ids == VISIBLE
+    modalities = (VISIBLE, INFRARED) if options.infrared else (VISIBLE,)
     identities, labels = dataset.train_person_ids.unique(return_inverse=True)
-    sampler = CameraCrossingSampler(
-        torch.where(visible, labels, NOISE),
-        dataset.train.camera_ids,
-        num_classes=options.people,
-        num_samples=4,
-        seed=derive_seed(options.seed, "pretrain"),
-    )
-    views = build_batches(config, 3).views[VISIBLE]
+    samplers = {
+        modality: CameraCrossingSampler(
+            torch.where(dataset.train.modality_ids == modality, labels, NOISE),
+            dataset.train.camera_ids,
+            num_classes=options.people,
+            num_samples=4 // len(modalities),
+            seed=derive_seed(options.seed, "pretrain"),
+        )
+        for modality in modalities
+    }
+    views = build_batches(config, 3).views
     classifier = nn.Linear(network.neck.num_features, len(identities), bias=False)
     weights = [*(p for p in network.parameters() if p.requires_grad), *classifier.parameters()]
     optimizer = torch.optim.Adam(weights, weight_decay=config.train.weight_decay)
@@ -58,26 +66,31 @@ def main() -> int:
     schedule.base_lrs = [PEAK_RATE]
     right = 0.0
     for step in range(options.steps):
-        sample_idx = sampler.batch(step)
         draws = generator(options.seed, "pretrain views", step)
-        pixels = dataset.train.images[sample_idx]
-        batch = torch.where(
-            torch.rand(len(pixels), 1, 1, 1, generator=draws) < 0.5, *(view(pixels, draws) for view in views)
-        )
-        logits = SCALE * network(batch, None) @ F.normalize(classifier.weight).T
-        loss = F.cross_entropy(logits, labels[sample_idx])
+        batch, wanted = [None, None], []
+        for modality, sampler in samplers.items():
+            sample_idx = sampler.batch(step)
+            pixels = dataset.train.images[sample_idx]
+            first, last = views[modality][0], views[modality][-1]
+            shown = torch.rand(len(pixels), 1, 1, 1, generator=draws) < 0.5
+            batch[modality] = torch.where(shown, first(pixels, draws), last(pixels, draws))
+            wanted.append(labels[sample_idx])
+        target = torch.cat(wanted)
+        logits = SCALE * network(*batch) @ F.normalize(classifier.weight).T
+        loss = F.cross_entropy(logits, target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        right += float((logits.argmax(1) == labels[sample_idx]).double().mean()) / 100
+        right += float((logits.argmax(1) == target).double().mean()) / 100
         if step % 100 == 99:
             print(
                 f"step {step + 1}: loss {loss.item():.2f}, {100 * right:.0f} % right over the last 100 steps",
                 flush=True,
             )
             right = 0.0
-    network.stems[INFRARED].load_state_dict(network.stems[VISIBLE].state_dict())
+    if not options.infrared:
+        network.stems[INFRARED].load_state_dict(network.stems[VISIBLE].state_dict())
     with atomic_write(options.out) as file:
         file.write(save_weights({name: tensor.contiguous() for name, tensor in network.state_dict().items()}))
     print(f"wrote {options.out}")

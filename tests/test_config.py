@@ -1,5 +1,6 @@
 """The configuration: a TOML round trip, recipes, single settings, and errors that name the nearest known key."""
 
+import math
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -88,6 +89,8 @@ def test_differences_name_every_setting():
         (("regdb", ["train.sed=3"]), "there is no key 'train.sed', did you mean 'seed'?"),
         (("regdb", ["train.seed"]), "a setting must look like section.key=value, got 'train.seed'"),
         (("regdb", ["train.seed=abc"]), "train.seed must be int, got 'abc'"),
+        (("regdb", ["train.weight_decay=nan"]), "config: train.weight_decay must be finite, got nan"),
+        (("regdb", ["stage2.joint.eps=inf"]), "config: stage2.joint.eps: Schedule: .* must be finite, got inf"),
         (("regdb", ["stage2.joint_step=both"]), "joint_step must be one of separate, combined, none, got 'both'"),
         (("regdb", ["stage2.joint.expansion=all"]), "expansion must be one of mie, camera, modality, plain, got 'all'"),
     ],
@@ -114,6 +117,13 @@ def test_mistakes_in_recipes_and_settings_are_named(arguments, message):
 def test_mistakes_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         from_dict(values)
+
+
+def test_a_number_that_is_not_finite_is_not_written():
+    config = Config()
+    config = replace(config, objective=replace(config.objective, temperature=math.inf))
+    with pytest.raises(ValueError, match=r"config: objective\.temperature must be finite, got inf"):
+        to_toml(config)
 
 
 def test_a_file_that_is_not_toml_is_named(tmp_path):

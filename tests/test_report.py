@@ -1,9 +1,8 @@
-"""The page that a run leaves behind, its charts and pictures, and what TensorBoard gets: from records made by hand."""
+"""The page that a run leaves behind, its charts and pictures, from records made by hand; and what TensorBoard gets."""
 
 import math
 import re
 import sys
-import types
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -11,17 +10,36 @@ import pytest
 import torch
 
 from dmic.charts import Series, Span, line_chart, stacked_bars
-from dmic.config import Config, DataConfig, NetworkConfig, StageConfig, to_toml
+from dmic.config import Config, DataConfig, NetworkConfig, StageConfig, load_config, to_toml
 from dmic.data import Dataset, Gallery, LabeledGallery, Protocol, Trial
 from dmic.evaluate import evaluate_protocol
 from dmic.models import embed
 from dmic.report_page import write_report
 from dmic.retrievals import draw_queries, retrievals
-from dmic.run import BUILD, CONFIG, RunFolder, build_network
+from dmic.run import BUILD, CONFIG, TENSORBOARD, Interrupted, RunFolder, build_network, run_training
 from dmic.tensorboard import event_log, scalars
 
 NAME = "tiny, infrared to visible"
 VOID = {"meta", "br", "img"}
+
+
+CLUSTERING = ("k1=6", "k2=3", "eps=0.7", "min_samples=2")
+RUN = (
+    "network.width=4", "network.embedding_dim=16", "data.num_crops=1", "data.train_share=0.3", "evaluate.every=2",
+    "stage1.num_epochs=2", "stage2.num_epochs=1", "train.num_iterations=2",
+    *(f"stage{s}.{kind}.{value}" for s in (1, 2) for kind in ("per_modality", "joint") for value in CLUSTERING),
+)  # fmt: skip
+
+
+def read_events(accumulator, folder):
+    """What TensorBoard shows of a run: value by step, by tag; a step that is there twice is an error."""
+    events = accumulator.EventAccumulator(str(folder / TENSORBOARD)).Reload()
+    found = {}
+    for tag in events.Tags()["scalars"]:
+        scalars = events.Scalars(tag)
+        found[tag] = {event.step: event.value for event in scalars}
+        assert len(found[tag]) == len(scalars), tag
+    return found
 
 
 class Page(HTMLParser):
@@ -348,31 +366,31 @@ class TestTensorboard:
         assert found[f"retrieval, {NAME}/mAP"] == pytest.approx(100 * mean)
         assert scalars({"epoch": 0}) == {}
 
-    def test_records_are_written_from_the_epoch_at_which_a_run_goes_on(self, tmp_path, monkeypatch):
-        written = []
+    def test_a_run_that_was_stopped_and_resumed_has_every_number_of_its_records_once(self, tmp_path):
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        config = load_config("landsat", RUN)
+        folder = RunFolder(tmp_path / "run")
 
-        class Writer:
-            def __init__(self, folder, purge_step):
-                written.append((folder, purge_step))
+        def stop(record):
+            if record["epoch"] == 2:  # after it was logged, and before a checkpoint holds it
+                raise KeyboardInterrupt
 
-            def add_scalar(self, tag, value, step):
-                written.append((tag, value, step))
+        with pytest.raises(Interrupted):
+            run_training(config, folder, report=stop)
+        first = read_events(accumulator, folder)
+        assert first["training/learning_rate"].keys() == {1, 2}
+        run_training(config, folder, resume=True)
 
-            def flush(self):
-                written.append("flush")
-
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-        log = event_log(tmp_path)
-        assert written == []
-        log({"epoch": 4, "learning_rate": 0.5})
-        log({"epoch": 5, "learning_rate": 0.25})
-        assert written == [
-            (str(tmp_path), 4),
-            ("training/learning_rate", 0.5, 4),
-            "flush",
-            ("training/learning_rate", 0.25, 5),
-            "flush",
-        ]
+        expected = {}
+        for record in folder.records():
+            for tag, value in scalars(record).items():
+                expected.setdefault(tag, {})[record["epoch"]] = pytest.approx(value)
+        found = read_events(accumulator, folder)
+        assert found == expected
+        assert found["training/learning_rate"].keys() == {1, 2, 3}
+        assert found["seconds/train"][1] == first["seconds/train"][1]
+        assert found["seconds/train"][2] != first["seconds/train"][2]
+        assert len(found["retrieval, infrared to visible/mAP"]) == 3
 
     def test_nothing_happens_where_it_is_not_installed(self, tmp_path, monkeypatch):
         for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:

@@ -6,6 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+import dmic.run
+import dmic.train
+from dmic.config import load_config
 from dmic.constants import INFRARED, NOISE, VISIBLE
 from dmic.data import Gallery, LabeledGallery, landsat_galleries
 from dmic.data.augment import plain_view, toned_view
@@ -13,7 +16,7 @@ from dmic.data.cross_modality import cross_modality_protocols
 from dmic.evaluate import evaluate_protocol
 from dmic.models import embed, small_two_stream
 from dmic.pseudo_labels import pseudo_labels
-from dmic.run import pack_state, unpack_state
+from dmic.run import RunFolder, pack_state, run_training, unpack_state
 from dmic.train import (
     Batches,
     Hooks,
@@ -25,6 +28,7 @@ from dmic.train import (
     refresh_labels,
     train,
 )
+from experiments import oracle
 
 CLUSTERING = {"k1": 6, "k2": 3, "eps": 0.7, "min_samples": 2, "expansion": "mie"}
 VIEWS = {VISIBLE: (plain_view, toned_view), INFRARED: (plain_view,)}
@@ -288,6 +292,22 @@ def test_the_three_clusterings_of_an_epoch_share_a_search(infrared, monkeypatch)
     found = refresh_labels(features, gallery, stage, 0)
     assert torch.equal(torch.stack([found.visible, found.infrared]), want)
     assert torch.equal(found.shared, want_shared)
+
+
+def test_the_experiments_oracle_trains_on_true_identities(galleries, tmp_path, monkeypatch):
+    for module, name in ((dmic.run, "build_dataset"), (dmic.train, "refresh_labels")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # put back after the test
+    oracle.use_identities()
+    config = load_config("landsat", ["data.num_crops=1", "train.num_iterations=1", "evaluate.every=9"])
+    stage = replace(config.stage2, num_epochs=1)
+    _, dataset = run_training(replace(config, stage1=stage, stage2=stage), RunFolder(tmp_path / "run"))
+    record = RunFolder(tmp_path / "run").records()[-1]
+    for name in ("visible", "infrared", "shared"):
+        assert record["known"][name] == {"purity": 1.0, "splits": 1.0}
+        assert record[name]["clusters"] == len(dataset.train_person_ids.unique())
+        assert record[name]["outliers"] == 0
+    labels = oracle.true_labels(torch.tensor([7, 5, 5, 9]), two_kinds(4, 2), joint=False)
+    assert (labels.shared == NOISE).all()
 
 
 @pytest.mark.parametrize(
