@@ -23,7 +23,6 @@ import torch.distributed as dist
 from . import ops, process_group
 from .constants import NOISE
 from .csr import Csr
-from .directions import leading_directions
 from .process_group import Group
 
 Read = Callable[[int, int], torch.Tensor]  # float32 [end - begin, d], of the rows [begin, end) that this rank owns
@@ -245,8 +244,8 @@ def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report
     directions = None
     for t, x in enumerate(blocks):
         of_x = load(x)
-        if t == 0 and ring.device.type == "cpu":
-            directions = leading_directions(of_x, k1)
+        if t == 0:
+            directions = ops.search_directions(of_x, k1)
         idx, dist = ops.knn_graph(of_x, min(k1, len(x)), progress=progress.part(len(x) ** 2 // 2))
         mine(x).merge(idx, dist, x.begin)
         for y in blocks[:t]:
@@ -299,7 +298,7 @@ def knn_graph_of_two(
         inside = order[rows.begin : rows.end].int()[idx[:, :k1_both].long()]
         both.part(*rows).merge(inside, dist[:, :k1_both])  # ties by number: ascending within a side and in the gallery
     if 0 < split < n:
-        directions = leading_directions(features, k1_both) if features.device.type == "cpu" else None
+        directions = ops.search_directions(features, k1_both)
         watch = progress.part(split * (n - split))
         idx, dist = ops.knn_between(features, split, k1_both, both.farthest(), directions=directions, progress=watch)
         both.merge(order.int()[idx.long()], dist)  # where a list ends early, infinity, which is never among the nearest

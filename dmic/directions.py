@@ -6,8 +6,6 @@ import math
 
 import torch
 
-from ._native import build_info
-
 MIN_SAMPLES = 6_000  # below, comparing in full is as fast
 MIN_COLUMNS = 256
 SAMPLE = 2048  # rows that the directions and the decision are made from
@@ -20,7 +18,7 @@ BF16_COST = 1 / 8  # of a multiply-add of a bfloat16 tile (AMX), in the same uni
 BF16_ERROR = 0.0034  # of its product x.y, relative to |x| |y|
 
 
-def leading_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
+def leading_directions(features: torch.Tensor, k1: int, in_bf16: bool = False) -> torch.Tensor | None:
     """As many directions as make the search cheapest, or None where it is cheaper without.
 
     A randomised range finder on a sample of rows proposes them, and the bound that the search uses is tried on pairs of
@@ -30,6 +28,7 @@ def leading_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
     Args:
         features: float32 [N, d] on the CPU, finite or not.
         k1: length of the lists.
+        in_bf16: products are of bfloat16, as with AMX.
 
     Returns:
         float32 [m, d] with orthonormal rows, or None.
@@ -54,7 +53,6 @@ def leading_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
     order = torch.linalg.eigh(along.T @ along).eigenvectors.flip(1)[:, : widths[-1]]
     directions, sketches = (basis @ order).T, along @ order
 
-    in_bf16 = build_info()["simd_used"] == "amx"
     product, error = (BF16_COST, BF16_ERROR) if in_bf16 else (1, 0)
     queries = slice(0, QUERIES)
     norm_sq = sample.square().sum(1)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ._arrays import dtype_name, like, to_integer, to_tensor
-from ._native import call
+from ._native import build_info, call
 from .csr import Csr
 from .directions import leading_directions
 
@@ -148,11 +148,17 @@ def knn_graph_and_redone(
     tensor = _features("knn_graph", features)
     k1, block_rows = to_integer(k1, "knn_graph: k1"), to_integer(block_rows, "knn_graph: block_rows")
     compiling = torch.compiler.is_compiling()
-    wanted = not compiling and tensor.device.type == "cpu" and tensor.dim() == 2
-    directions = leading_directions(tensor, k1) if wanted else None
+    directions = None if compiling or tensor.dim() != 2 else search_directions(tensor, k1)
     op = torch.ops.dmic.knn_graph.default
     neighbor_idx, neighbor_dist, redone = call(progress, op, tensor, k1, block_rows, directions)
     return neighbor_idx, neighbor_dist, redone if compiling else int(redone)
+
+
+def search_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
+    """`leading_directions` for the processor that the search runs on; None on a GPU, which has no use for them."""
+    if features.device.type != "cpu":
+        return None
+    return leading_directions(features, k1, in_bf16=build_info()["simd_used"] == "amx")
 
 
 def knn_between(

@@ -318,13 +318,12 @@ def test_directions_give_the_same_bits_for_any_number_of_threads_and_instruction
 def test_the_public_search_takes_directions_where_they_pay(monkeypatch):
     taken = []
 
-    def record(features, k1):
+    def record(features, k1, **_):
         taken.append(leading_directions(features, k1))
         return taken[-1]
 
     monkeypatch.setattr(dmic.ops, "leading_directions", record)
     monkeypatch.setattr(dmic.directions, "MIN_SAMPLES", 1000)
-    monkeypatch.setattr(dmic.directions, "build_info", lambda: {"simd_used": "avx512"})
     features = steep(2100, 512, 5)
     got = dmic.knn_graph(features, 20)
     flat = np.random.default_rng(0).standard_normal((2100, 512), dtype=np.float32)
@@ -335,14 +334,12 @@ def test_the_public_search_takes_directions_where_they_pay(monkeypatch):
     assert_same_bits(got, torch.ops.dmic.knn_graph(torch.from_numpy(features), 20)[:2])
 
 
-def test_short_lists_in_large_galleries_need_all_directions_of_the_features_too(monkeypatch):
+def test_short_lists_in_large_galleries_need_all_directions_of_the_features_too():
     random = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(256, 60, generator=random)).Q.T
     features = torch.randn(6000, 60, generator=random) @ basis + 0.01 * torch.randn(6000, 256, generator=random)
-    monkeypatch.setattr(dmic.directions, "build_info", lambda: {"simd_used": "avx512"})
     assert [len(leading_directions(features, k1)) for k1 in (1, 2, 40)] == [63, 63, 63]
-    monkeypatch.setattr(dmic.directions, "build_info", lambda: {"simd_used": "amx"})
-    assert leading_directions(features, 40) is None, "products of 256 columns cost next to nothing there"
+    assert leading_directions(features, 40, in_bf16=True) is None, "products of 256 columns cost next to nothing there"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
