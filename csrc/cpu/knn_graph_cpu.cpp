@@ -109,7 +109,7 @@ void pack(const float* features, int64_t d, int64_t first, int64_t count, int64_
 class Search {
  public:
   Search(const float* features, int64_t rows, int64_t d, int64_t k1, int64_t block_rows, const float* directions,
-         int64_t num_directions, int64_t split, const float* farthest)
+         int64_t num_directions, int64_t split, const float* farthest, bool approximate = false)
       : kernels_(simd()),
         features_(features),
         directions_(directions),
@@ -121,6 +121,7 @@ class Search {
         width_(num_directions ? num_directions + 1 : 0),
         capacity_(std::min(rows, 3 * k1 + 64)),
         room_(width_ ? std::min(capacity_, k1 + kSketchRoom) : capacity_),
+        approximate_(approximate),
         bf16_(kernels_.bf16),
         tile_rows_(round_up(block_rows ? std::min(block_rows, kMaxTile) : kTileRows,
                             bf16_ ? kBf16Panel : kernels_.panel_rows)),
@@ -210,11 +211,11 @@ class Search {
       norm_[i] = float_below(norm_sq * (1 - 16 * kRounding) - 4 * kTileUnderflow);
     }
     if (!std::isnormal(static_cast<float>(scale_))) bf16_ = nullptr;  // no float32 brings these rows to length 1
-    if (bf16_) {
+    if (bf16_ && !approximate_) {
       error_ = bf16_error(progress, features_, d_, d_, scale_);
       if (!bf16_is_enough(progress)) bf16_ = nullptr;
     }
-    if (!bf16_) error_ = tile_error(d_);
+    if (!bf16_ && !approximate_) error_ = tile_error(d_);
     error_ += 8 * kRounding;  // of the float32 arithmetic of the filter
     for (int64_t i = 0; i < rows_; ++i) reach_[i] = float_above(2 * error_ * length_[i]);
   }
@@ -344,13 +345,13 @@ class Search {
     return std::isinf(next) ? HUGE_VAL : next * scale_sq_;
   }
 
-  // Starts every list with the k1 samples whose sketches are nearest, at their canonical distances; with all of the
+  // Starts every list with the k1 samples whose sketches seem nearest, at their canonical distances; with all of the
   // other side if it is shorter.
   void seed(Progress& progress) {
     seeds_.reset(new int32_t[rows_ * k1_]);
     {
       const std::unique_ptr<float[]> dist(new float[rows_ * k1_]);
-      Search search(sketches_.get(), rows_, width_, k1_, 0, nullptr, 0, split_, nullptr);
+      Search search(sketches_.get(), rows_, width_, k1_, 0, nullptr, 0, split_, nullptr, /*approximate=*/true);
       search.measure(progress);
       search.compare(progress);
       search.finish(progress, seeds_.get(), dist.get());
@@ -677,6 +678,7 @@ class Search {
   const float* const directions_;       // [width - 1, d], or null
   const float* const farthest_;         // [rows], or null
   const int64_t rows_, split_, d_, k1_, width_, capacity_, room_;
+  const bool approximate_;              // products are taken as they are: lists may miss some of the nearest
   const Bf16Kernels* bf16_;             // null where tiles are products of float32
   const int64_t tile_rows_, tile_cols_;
   double scale_ = 1, scale_sq_ = 1, error_ = 0;
