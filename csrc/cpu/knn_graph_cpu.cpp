@@ -652,12 +652,30 @@ class Search {
     });
   }
 
+  // Leaves in each row of neighbor_idx those that seem nearest, and -1 where a list is shorter.
+  void compact_all(Progress& progress, int32_t* neighbor_idx) {
+    const auto new_worker = [&] { return new_scratch(); };
+    for_each_chunk(progress, rows_, kRowsPerChunk, new_worker, [&](int64_t begin, int64_t end, Scratch& scratch) {
+      for (int64_t i = begin; i < end; ++i) {
+        compact(i, scratch);
+        for (int32_t t = 0; t < count_[i]; ++t)
+          scratch.ranked[t] = {keys_[i * capacity_ + t] + (t < exact_[i] ? 0.0f : norm_[i]), idx_[i * capacity_ + t]};
+        const int64_t kept = std::min<int64_t>(count_[i], k1_);
+        std::nth_element(scratch.ranked.begin(), scratch.ranked.begin() + kept, scratch.ranked.begin() + count_[i]);
+        for (int64_t t = 0; t < k1_; ++t) neighbor_idx[i * k1_ + t] = t < kept ? scratch.ranked[t].second : -1;
+      }
+    });
+    progress.check();
+  }
+
   void finish(Progress& progress, int32_t* neighbor_idx, float* neighbor_dist) {
+    compact_all(progress, neighbor_idx);
+    const std::vector<int32_t> order = order_by_neighbors(neighbor_idx, rows_, k1_);
     for_each_chunk(
         progress, rows_, kRowsPerChunk, [&] { return new_scratch(); },
         [&](int64_t begin, int64_t end, Scratch& scratch) {
-          for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
-            compact(i, scratch);
+          for (int64_t turn = begin; turn < end && !progress.stopped(); ++turn) {
+            const int64_t i = order[turn];
             resolve(i, scratch);
             const int32_t* idx = &idx_[i * capacity_];
             const float* keys = &keys_[i * capacity_];
