@@ -8,7 +8,7 @@ and receiver are ready for it, and takes the time of its link.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -247,28 +247,30 @@ def _in_step(events: Iterator[Event], link: Link) -> tuple[dict[str, float], flo
     return {stage: marks[end] - marks[stage] for stage, end in ENDS.items()}, busy
 
 
+Message = tuple[int, int, int]  # from a rank to another, and which of those between them
+
+
 def _replay(programs: list[Iterator[Event]], links: Links, speeds: list[float] | None) -> Replayed:
+    """A rank goes on until it has to wait, and again when what it waits for has happened."""
     ranks = len(programs)
     speeds = speeds or [1.0] * ranks
     clock, busy, pending = [0.0] * ranks, [0.0] * ranks, [None] * ranks
     marks: list[dict[str, float]] = [{} for _ in programs]
-    batches: list[dict[int, list[tuple[int, int, int]]]] = [{} for _ in programs]
-    posted: list[dict[tuple[int, int], int]] = [{}, {}]  # messages so far from one rank to another, by side
-    ready: dict[tuple[int, int, int], list[float]] = {}  # of a message: when one side, then both; and its bytes
-    waiting: dict[tuple[int, int, int], int] = {}
+    batches: list[dict[int, list[Message]]] = [{} for _ in programs]
+    posted: Counter[tuple[str, int, int]] = Counter()  # messages so far between two ranks, by either side
+    ready: dict[Message, list[float]] = {}  # when one side was, then both
+    size: dict[Message, float] = {}
+    arrival: dict[Message, float] = {}
+    waiting: dict[Message, int] = {}  # the side that was ready first, if it waits already
     gathered: list[tuple[int, Together]] = []
     queue = deque(range(ranks))
     around = [links(rank, (rank + 1) % ranks) for rank in range(ranks)]
     slowest = Link(min(link.bytes_per_second for link in around), max(link.latency for link in around))
-    arrival: dict[tuple[int, int, int], float] = {}
-    size: dict[tuple[int, int, int], float] = {}
 
-    def post(side: int, source: int, target: int, rank: int) -> tuple[int, int, int]:
-        number = posted[side].get((source, target), 0)
-        posted[side][source, target] = number + 1
-        message = (source, target, number)
-        batches[rank].setdefault(pending_batch, []).append(message)
-        ready.setdefault(message, []).append(clock[rank])
+    def post(side: str, source: int, target: int, now: float) -> Message:
+        message = (source, target, posted[side, source, target])
+        posted[side, source, target] += 1
+        ready.setdefault(message, []).append(now)
         return message
 
     while queue:
@@ -285,12 +287,11 @@ def _replay(programs: list[Iterator[Event]], links: Links, speeds: list[float] |
             elif isinstance(event, Stage):
                 marks[rank][event.name] = clock[rank]
             elif isinstance(event, Post):
-                pending_batch = event.batch
-                batches[rank][event.batch] = []
-                messages = [(post(0, rank, target, rank), nbytes) for target, nbytes in event.to]
-                size.update(messages)
-                messages = [message for message, _ in messages]
-                messages += [post(1, source, rank, rank) for source in event.sources]
+                messages = [post("receives", source, rank, clock[rank]) for source in event.sources]
+                for target, nbytes in event.to:
+                    messages.append(post("sends", rank, target, clock[rank]))
+                    size[messages[-1]] = nbytes
+                batches[rank][event.batch] = messages
                 for message in messages:
                     if len(ready[message]) == 2:
                         source, target, _ = message
@@ -298,9 +299,9 @@ def _replay(programs: list[Iterator[Event]], links: Links, speeds: list[float] |
                         if message in waiting:
                             queue.append(waiting.pop(message))
             elif isinstance(event, Wait):
-                open_ = [message for message in batches[rank][event.batch] if message not in arrival]
-                if open_:
-                    waiting[open_[0]] = rank
+                missing = [message for message in batches[rank][event.batch] if message not in arrival]
+                if missing:
+                    waiting[missing[0]] = rank
                     pending[rank] = event
                     break
                 clock[rank] = max([clock[rank], *(arrival[m] for m in batches[rank].pop(event.batch))])

@@ -169,6 +169,15 @@ def test_runs_over_ranks_are_predicted_from_the_other_runs():
             assert within(found.seconds[stage], run.stages[stage], 2), (name, stage)
 
 
+def test_the_formula_of_the_documentation_predicts_runs():
+    assert "`seconds = 4e-9 n N / 2 + 15e-6 n N / b + 34e-6 n + 2e-6 N`" in ring_model.PAGE.read_text()
+    for run in measured_in_blocks():
+        n, own = run.case.num_samples, max(run.case.rows())
+        block = -(-own // -(-own // run.case.block_rows))
+        found = 4e-9 * own * n / 2 + 15e-6 * own * n / block + 34e-6 * own + 2e-6 * n
+        assert within(found / run.cores, sum(run.stages.values()))
+
+
 def test_what_a_slow_network_adds_is_predicted():
     """Of ranks in namespaces: bytes of every stage, and the time by which stages that mostly wait are longer."""
     runs = json.loads((RESULTS / "network.json").read_text())["runs"]
