@@ -26,6 +26,7 @@ from rich.table import Table
 
 import dmic
 from dmic import process_group
+from dmic.block_memory import Search, block_memory, choose_block_rows
 from dmic.commands.cluster import parse_bytes
 
 from . import measuring
@@ -62,6 +63,17 @@ def run(folder: Path, ranks: int, settings: dict) -> tuple[dict, np.ndarray]:
     subprocess.run([sys.executable, *launcher, *child], check=True, env=environment, cwd=measuring.ROOT)
     with np.load(out) as found:
         return json.loads(str(found["about"])), found["labels"]
+
+
+def estimate(num_samples: int, ranks: int, dim: int, search: Search, max_memory: int, threads: int) -> int:
+    """What a rank was said to need at most, before the work."""
+    own = -(-num_samples // ranks)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    block_rows = choose_block_rows("scale", num_samples, own, dim, search, max_memory)
+    stages = block_memory(num_samples, own, dim, search, block_rows)
+    torch.set_num_threads(before)
+    return max(stages.values())
 
 
 def quality(labels: np.ndarray, person_ids: np.ndarray) -> dict[str, float]:
@@ -110,12 +122,23 @@ def main() -> None:
         settings = {"k1": options.k1, "k2": options.k2, "max_memory": options.max_memory, "threads": options.threads}
         case = {"num_samples": options.num_samples, "dim": options.dim, **settings}
         case["images_per_identity"] = options.images_per_identity
+        search = Search(options.k1, options.k2, eps=0.6, min_samples=4)
         first, rows = None, []
         for ranks in options.ranks:
+            stated = estimate(options.num_samples, ranks, options.dim, search, options.max_memory, options.threads)
             measured, labels = run(folder, ranks, settings)
             first = labels if first is None else first
             same = bool(np.array_equal(labels, first))
-            rows.append({**case, "ranks": ranks, **measured, "equal": same, **quality(labels, person_ids)})
+            rows.append(
+                {
+                    **case,
+                    "ranks": ranks,
+                    "estimated_bytes": stated,
+                    **measured,
+                    "equal": same,
+                    **quality(labels, person_ids),
+                }
+            )
     show(rows)
     write(options.results, rows)
     if not all(row["equal"] for row in rows):
@@ -123,12 +146,14 @@ def main() -> None:
 
 
 def show(rows: list[dict]) -> None:
-    table = Table("N", "ranks", "seconds", *rows[0]["stages"], "peak MB of a rank", "clusters", "purity", "labels")
+    table = Table(
+        "N", "ranks", "seconds", *rows[0]["stages"], "peak MB of a rank", "estimated", "clusters", "purity", "labels"
+    )
     for row in rows:
         stages = (f"{seconds:.2f}" for seconds in row["stages"].values())
         peak = f"{max(row['peak_bytes']) / 1e6:.0f}"
         verdict = "equal" if row["equal"] else "WRONG"
-        numbers = (f"{row['clusters']:,}", f"{row['purity']:.4f}", verdict)
+        numbers = (f"{row['estimated_bytes'] / 1e6:.0f}", f"{row['clusters']:,}", f"{row['purity']:.4f}", verdict)
         table.add_row(f"{row['num_samples']:,}", str(row["ranks"]), f"{row['seconds']:.1f}", *stages, peak, *numbers)
     Console(width=200).print(table)
 

@@ -25,17 +25,39 @@ class Search:
     min_samples: int
 
 
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that each stage holds at its peak, results of earlier stages included, features not."""
+
+    stages: dict[str, int]
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.stages.values(), default=0)
+
+    def __str__(self) -> str:
+        return f"{format_bytes(self.peak_bytes)} (in {max(self.stages, key=self.stages.__getitem__)})"
+
+
+def format_bytes(count: int) -> str:
+    """Bytes for people: 1 MB is 10**6 bytes."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
+
+
 def block_memory(num_samples: int, num_own: int, num_features: int, search: Search, block_rows: int) -> dict[str, int]:
     """Bytes beyond the features that a rank needs in each stage, on a CPU; assumptions as in `estimate_memory`."""
     k1, k2, eps = search.k1, search.k2, search.eps
     n, own, block = num_samples, num_own, min(block_rows, num_own)
     alone = num_own == num_samples
     lists, copies = 4 * n * k1, 3 if alone else 7  # blocks of features: two and both in one; with those under way
-    with_directions = 2 * block >= directions.MIN_SAMPLES and num_features >= directions.MIN_COLUMNS
+    searched = directions.scratch_bytes(2 * block, num_features)
     candidates = 2 * block * (ENTRY_BYTES * (3 * k1 + 64) + 48)
-    if with_directions:
+    if searched:
         candidates += 8 * block * (directions.WIDTHS[-1] + 1 + k1)
-    workers = torch.get_num_threads() * (5_000_000 + 2_000 * num_features)
+    workers = torch.get_num_threads() * (7_000_000 + 2_000 * num_features)
     encoding = ENTRY_BYTES * own * min(n, 2 * k1)
     expanded = encoding if k2 == 1 else ENTRY_BYTES * own * min(n, max(2 * k1, k1 * k2))
     overlap = 2 * (1 - eps) / (2 - eps)
@@ -44,7 +66,7 @@ def block_memory(num_samples: int, num_own: int, num_features: int, search: Sear
     return {
         "knn_graph": (8 if alone else 16) * own * k1
         + 4 * copies * block * num_features
-        + candidates
+        + max(candidates, searched)
         + 64 * block * k1
         + workers,
         "k_reciprocal_encoding": lists + 4 * copies * block * num_features + 3 * encoding + 16 * n + workers,
@@ -71,9 +93,9 @@ def choose_block_rows(
         if block_rows == MIN_BLOCK_ROWS:
             stage = max(stages, key=stages.__getitem__)
             raise ValueError(
-                f"{name}: about {stages[stage]} bytes are needed in {stage}, even in blocks of {block_rows} rows, "
-                f"max_memory allows {max_memory}; raise it, lower k1={search.k1}, k2={search.k2} or eps={search.eps}, "
-                "or use more ranks"
+                f"{name}: about {format_bytes(stages[stage])} is needed in {stage}, even in blocks of {block_rows} "
+                f"rows, max_memory allows {format_bytes(max_memory)}; raise it, lower k1={search.k1}, k2={search.k2} "
+                f"or eps={search.eps}, or use more ranks"
             )
         block_rows = max(MIN_BLOCK_ROWS, block_rows // 2)
     return block_rows

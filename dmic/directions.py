@@ -18,6 +18,14 @@ BF16_COST = 1 / 8  # of a multiply-add of a bfloat16 tile (AMX), in the same uni
 BF16_ERROR = 0.0034  # of its product x.y, relative to |x| |y|
 
 
+def scratch_bytes(num_samples: int, num_features: int) -> int:
+    """Memory that `leading_directions` takes and gives back: two samples of rows, the basis a few times, torch's linear
+    algebra on its first use."""
+    if num_samples < MIN_SAMPLES or num_features < MIN_COLUMNS:
+        return 0
+    return (10 * SAMPLE + 16 * (WIDTHS[-1] + 9)) * num_features + 16_000_000
+
+
 def leading_directions(features: torch.Tensor, k1: int, in_bf16: bool = False) -> torch.Tensor | None:
     """As many directions as make the search cheapest, or None where it is cheaper without.
 

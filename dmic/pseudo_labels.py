@@ -19,7 +19,7 @@ import torch
 from . import directions
 from . import process_group as ranks
 from ._arrays import dtype_name, like, to_integer, to_tensor
-from .block_memory import MIN_BLOCK_ROWS, Search, block_memory
+from .block_memory import MIN_BLOCK_ROWS, MemoryEstimate, Search, block_memory, format_bytes
 from .constants import NOISE
 from .csr import Csr
 from .feature_rows import FeatureRows
@@ -68,20 +68,6 @@ class PseudoLabels:
         return f"PseudoLabels({counts}, seconds={sum(self.seconds.values()):.3f})"
 
 
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes that each stage holds at its peak, results of earlier stages included, features not."""
-
-    stages: dict[str, int]
-
-    @property
-    def peak_bytes(self) -> int:
-        return max(self.stages.values(), default=0)
-
-    def __str__(self) -> str:
-        return f"{format_bytes(self.peak_bytes)} (in {max(self.stages, key=self.stages.__getitem__)})"
-
-
 def estimate_memory(
     num_samples: int,
     num_features: int,
@@ -113,12 +99,13 @@ def estimate_memory(
     features = 4 * n * num_features if copy_features or (on_gpu and num_features % 8) else 0
     neighbors = 4 * n * k1
     candidates = n * (ENTRY_BYTES * (3 * k1 + 64) + 32)
-    if n >= directions.MIN_SAMPLES and num_features >= directions.MIN_COLUMNS:
+    searched = directions.scratch_bytes(n, num_features)
+    if searched:
         candidates = 2 * candidates + 4 * n * (directions.WIDTHS[-1] + 1 + 2 * k1)
-    workers = torch.get_num_threads() * (5_000_000 + 2_000 * num_features + 12 * n)
+    workers = torch.get_num_threads() * (7_000_000 + 2_000 * num_features + 12 * n)
     if on_gpu:
         candidates = n * (ENTRY_BYTES * max(256, 3 * k1 + 64) + 2 * num_features + 64)
-        workers = GPU_SCRATCH_BYTES + 16 * n
+        workers, searched = GPU_SCRATCH_BYTES + 16 * n, 0
     encoding_length = 2 * k1
     expanded_length = encoding_length if k2 == 1 else max(encoding_length, k1 * k2)
     overlap = 2 * (1 - eps) / (2 - eps)
@@ -126,7 +113,7 @@ def estimate_memory(
     lengths = (encoding_length, expanded_length, distance_length)
     encoding, expanded, distance = (ENTRY_BYTES * n * min(n, length) for length in lengths)
     stages = {
-        "knn_graph": features + 2 * neighbors + candidates + workers,
+        "knn_graph": features + max(2 * neighbors + candidates, searched) + workers,
         "k_reciprocal_encoding": features + neighbors + (3 if on_gpu else 2) * encoding + workers,
         "invariant_expansion": neighbors + encoding + 2 * expanded + workers,
         # rows, inverted lists, and what the allocator still keeps of the stage before
@@ -463,14 +450,6 @@ def search_two_sides(
 def needs_copy(features: torch.Tensor) -> bool:
     """Whether the ops, which read contiguous float32, need a copy of the features."""
     return features.dtype != torch.float32 or not features.is_contiguous()
-
-
-def format_bytes(count: int) -> str:
-    """Bytes for people: 1 MB is 10**6 bytes."""
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} bytes"
 
 
 def _estimate(inputs: Inputs, k1: int, k2: int, eps: float) -> MemoryEstimate:

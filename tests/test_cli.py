@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 import dmic
 from dmic import cli, doctor
+from dmic.block_memory import Search, block_memory, format_bytes
 from dmic.commands import cluster as cluster_command
 from dmic.progress import show_progress
 
@@ -74,6 +75,17 @@ def test_cluster_writes_labels_and_settings(files, gallery, run, name):
     assert "300 samples x 33 features (float32)" in out
     assert "memory beyond the features: about " in out
     assert "wrote labels.npz" in out
+
+
+def test_what_blocks_need_is_stated_before_the_work(files, run):
+    code, out, err = run("cluster", "gallery.npz", *SETTINGS, "--resume", "stages", "-o", "labels.npz")
+    assert (code, err) == (0, "")
+    needed = max(block_memory(300, 300, 33, Search(15, 4, 0.55, 4), 1024).values())
+    assert f"memory beyond the features: at most about {format_bytes(needed)} (in " in out
+    assert "in blocks of 1024 rows" in out
+    code, out, err = run("cluster", "features.npy", *SETTINGS, "--max-memory", 10**5, "-o", "too-little.npz")
+    assert code == 2
+    assert "max_memory allows 100 kB; raise it" in err
 
 
 def test_cluster_without_ids_is_the_classic_pipeline(files, gallery, run):

@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import subprocess
@@ -295,26 +296,52 @@ def test_the_estimate_grows_linearly_and_says_where_the_peak_is():
     assert estimate_memory(0, 2048).peak_bytes < 10**8
 
 
-def test_the_estimate_covers_the_peak():
-    """In a process of its own: identities clear and drowned in noise, usual and largest eps; Linux keeps the peak."""
-    code = r"""
-import re
+PEAKS = r"""
+import json, re, sys
+import numpy, torch
+torch.set_num_threads(1)
 import dmic, generators
+from dmic.block_memory import Search, block_memory, choose_block_rows
+
 memory = lambda key: 1024 * int(re.search(key + r":\s+(\d+)", open("/proc/self/status").read())[1])
-for noise, eps in ((0.7, 0.6), (3.0, 0.6), (3.0, 1.0)):
-    gallery = generators.gallery(2500, 64, noise=noise)
-    dmic.pseudo_labels(gallery.features[:50])
-    open("/proc/self/clear_refs", "w").write("5")
-    before = memory("VmRSS")
-    dmic.pseudo_labels(gallery.features, k1=40, k2=32, eps=eps, camera_ids=gallery.camera_ids)
-    print(memory("VmHWM") - before, dmic.estimate_memory(2500, 64, k1=40, k2=32, eps=eps).peak_bytes)
+path, n, dim, noise, k1, k2, eps, max_memory = json.loads(sys.argv[1])
+search = Search(k1, k2, eps, 4)
+gallery = generators.gallery(n, dim, noise=noise)
+features, stated = gallery.features, dmic.estimate_memory(n, dim, k1=k1, k2=k2, eps=eps).peak_bytes
+if max_memory:
+    numpy.save(path, features)
+    features, stated = path, block_memory(n, n, dim, search, choose_block_rows("", n, n, dim, search, max_memory))
+    stated = max(stated.values())
+dmic.pseudo_labels(gallery.features[:50], k1=k1, k2=k2)
+open("/proc/self/clear_refs", "w").write("5")
+before = memory("VmRSS")
+dmic.pseudo_labels(features, k1=k1, k2=k2, eps=eps, max_memory=max_memory, camera_ids=gallery.camera_ids)
+print(memory("VmHWM") - before, stated)
 """
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (2500, 64, 0.7, 40, 32, 0.6, None),
+        (2500, 64, 3.0, 40, 32, 0.6, None),
+        (2500, 64, 3.0, 40, 32, 1.0, None),
+        (10_000, 256, 0.7, 30, 6, 0.6, None),
+        (10_000, 256, 3.0, 30, 6, 0.6, None),
+        (7000, 2048, 3.0, 30, 1, 0.6, None),  # what looks for directions takes most
+        (10_000, 256, 0.7, 30, 6, 0.6, 10**8),  # from a file
+        (10_000, 256, 0.7, 30, 6, 0.6, 5 * 10**7),
+        (10_000, 256, 3.0, 30, 6, 0.6, 5 * 10**7),
+    ],
+)
+def test_the_estimate_covers_the_peak(case, tmp_path):
+    """In a process of its own: identities clear and drowned in noise, usual and largest eps; Linux keeps the peak."""
     path = os.pathsep.join([str(Path(dmic.__file__).parents[1]), str(Path(__file__).parent)])
     options = {"capture_output": True, "text": True, "check": True, "env": {**os.environ, "PYTHONPATH": path}}
-    lines = subprocess.run([sys.executable, "-c", code], **options).stdout.splitlines()
-    assert len(lines) == 3
-    for peak, estimate in (map(int, line.split()) for line in lines):
-        assert 0 < peak <= estimate
+    given = json.dumps([str(tmp_path / "features.npy"), *case])
+    peak, estimate = map(int, subprocess.run([sys.executable, "-c", PEAKS, given], **options).stdout.split())
+    assert 0 < peak <= estimate
+    assert case[0] < 7000 or estimate < 4 * peak, "no bound to plan with"
 
 
 def test_no_work_starts_above_the_memory_limit(gallery):

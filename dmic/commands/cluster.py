@@ -18,6 +18,7 @@ import torch
 from .. import process_group
 from .._arrays import dtype_name, to_tensor
 from .._version import __version__
+from ..block_memory import MemoryEstimate, Search, block_memory, choose_block_rows
 from ..constants import NOISE
 from ..feature_rows import OPENERS
 from ..npz import check_npz_output, write_npz
@@ -75,10 +76,15 @@ def _run(options: argparse.Namespace, group: process_group.Group) -> int:
     estimate = estimate_memory(num_samples, num_features, **search, copy_features=copied)
     limit = options.max_memory
     in_blocks = group is not None or options.resume is not None or (limit is not None and estimate.peak_bytes > limit)
+    needed = f"about {estimate}"
+    if in_blocks:
+        own = -(-num_samples // process_group.size(group))
+        case = num_samples, own, num_features, Search(**settings)
+        block_rows = choose_block_rows("pseudo_labels", *case, limit)
+        needed = f"at most about {MemoryEstimate(block_memory(*case, block_rows))}, in blocks of {block_rows} rows"
     if first:
         print(f"{num_samples} samples x {num_features} features ({dtype_name(gallery.features.dtype)})")
-        what = "of one process that takes the whole at once" if in_blocks else "beyond the features"
-        print(f"memory {what}: about {estimate}")
+        print(f"memory {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
     features, own = gallery.features, slice(*process_group.share(num_samples, group))
     shared = {name: None if given is None else given[own] for name, given in ids.items()}
     if in_blocks and options.file.suffix in OPENERS:
