@@ -3,7 +3,7 @@
     python -m experiments.ablation experiments/landsat.toml --jobs 2
 
 An ablation file names a recipe, settings that all variants share, and for each variant the settings that make it. The
-variants that it lists as `with_identities` train on true identities (experiments.oracle).
+variants in its table `with_identities` train on true identities, of which that share is mixed (experiments.oracle).
 Results are appended to a JSON file in results/, run by run, so a run that is there already is not repeated.
 """
 
@@ -97,8 +97,9 @@ def run_variant(ablation: dict[str, Any], variant: str, seed: int, options: argp
     settings = settings_of(ablation, variant, seed)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        program = "experiments.oracle" if variant in ablation.get("with_identities", ()) else "dmic"
-        command = [sys.executable, "-m", program, "train", ablation["recipe"], "--out", str(out), "--device", "cpu"]
+        mixed = ablation.get("with_identities", {}).get(variant)
+        program = ["dmic"] if mixed is None else ["experiments.oracle", "--mixed", str(mixed)]
+        command = [sys.executable, "-m", *program, "train", ablation["recipe"], "--out", str(out), "--device", "cpu"]
         command += [part for setting in settings for part in ("--set", setting)]
         command += ["--data", str(options.data)] if options.data else []
         command += ["--set", f"network.weights={options.weights}"] if options.weights else []

@@ -306,8 +306,15 @@ def test_the_experiments_oracle_trains_on_true_identities(galleries, tmp_path, m
         assert record["known"][name] == {"purity": 1.0, "splits": 1.0}
         assert record[name]["clusters"] == len(dataset.train_person_ids.unique())
         assert record[name]["outliers"] == 0
-    labels = oracle.true_labels(torch.tensor([7, 5, 5, 9]), two_kinds(4, 2), joint=False)
-    assert (labels.shared == NOISE).all()
+
+
+def test_identities_of_the_experiments_oracle_can_be_split_by_modality():
+    person_ids = torch.tensor([7, 5, 5, 7, 9, 9])
+    gallery = replace(two_kinds(6, 3), modality_ids=torch.tensor([0, 0, 0, 1, 0, 1]))
+    assert (oracle.true_labels(person_ids, gallery, joint=False).shared == NOISE).all()
+    assert oracle.true_labels(person_ids, gallery, joint=True).shared.tolist() == [1, 0, 0, 1, 2, 2]
+    assert oracle.true_labels(person_ids, gallery, joint=True, mixed=2 / 3).shared.tolist() == [1, 0, 0, 1, 2, 3]
+    assert oracle.true_labels(person_ids, gallery, joint=True, mixed=0).shared.tolist() == [1, 0, 0, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
