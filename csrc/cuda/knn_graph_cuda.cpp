@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kRoundedAlignment = 8;       // columns of float16 in a 16-byte copy
 constexpr int64_t kMaxCapacity = tuned(6144, 200);     // of a list: it must fit the shared memory of a block
 constexpr int64_t kMaxWaveTiles = 1 << 17;     // of one launch: less than 0.1 s, so that Ctrl-C is heard
-constexpr int64_t kRedoEntries = tuned(1 << 26, 512);  // float32 distances that are held at a time
+constexpr int64_t kRedoEntries = tuned(1 << 26, 2048); // float32 distances that are held at a time
 constexpr int64_t kFinishWeight = 16;          // progress units of finishing a row, in tiles per block of rows
 
 // Room for what survives a wave, which offers a row about k1 more than the k1 and a few that it has.

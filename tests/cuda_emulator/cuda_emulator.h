@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <tuple>
 #include <type_traits>
 
 #include "emulator.h"
@@ -237,18 +236,10 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
 using cudaStream_t = void*;
 
 namespace emulator {
-// What <<<>>> does, and waits for it.
-template <class... Parameters>
-const char* run(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
-                std::tuple<Parameters...> arguments) {
-  struct Call {
-    void (*kernel)(Parameters...);
-    std::tuple<Parameters...> arguments;
-  } call{kernel, std::move(arguments)};
-  const auto thread = [](const void* erased) {
-    const Call& call = *static_cast<const Call*>(erased);
-    std::apply(call.kernel, call.arguments);
-  };
+// What <<<>>> does, and waits for it. `call` calls the kernel with its arguments.
+template <class Call>
+const char* run(int64_t blocks, int threads, size_t shared_bytes, const Call& call) {
+  const auto thread = [](const void* erased) { (*static_cast<const Call*>(erased))(); };
   return run_grid(blocks, threads, shared_bytes, thread, &call);
 }
 }  // namespace emulator

@@ -58,7 +58,7 @@ def test_the_random_distances_hold_what_matters():
 
 @pytest.mark.parametrize(("noise", "eps"), [(0.7, 0.6), (0.7, 0.3), (1.2, 0.6), (3.0, 0.6)])
 def test_equals_scikit_learn_on_jaccard_distances(backend, noise, eps):
-    data = gallery(800, 64, seed=1, noise=noise)
+    data = gallery(backend.size(800, 300), 64, seed=1, noise=noise)
     idx = dmic.knn_graph(data.features, 30)[0]
     encoding = dmic.k_reciprocal_encoding(data.features, idx, 15)
     expanded = dmic.invariant_expansion(encoding, idx, 6, data.camera_ids)

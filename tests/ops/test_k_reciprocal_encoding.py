@@ -51,6 +51,7 @@ def test_the_published_half_rounds_to_even():
 
 @pytest.mark.parametrize(("n", "d", "k1"), SHAPES)
 def test_equals_the_reference(backend, n, d, k1):
+    d = backend.size(d, min(d, 300))
     features = gallery(n, d, seed=n).features
     idx = reference.knn_graph(features, k1)[0]
     got = backend.k_reciprocal_encoding(features, idx, half_in_range(k1))
@@ -76,6 +77,7 @@ def test_every_dtype_equals_the_reference_on_the_same_numbers_in_float32(backend
 
 @pytest.mark.parametrize(("n", "d", "k1", "noise"), [(523, 64, 30, 0.7), (401, 2048, 40, 2.0), (307, 3, 25, 0.7)])
 def test_agrees_with_dense_float64_sets_and_softmax(backend, n, d, k1, noise):
+    n, d = backend.size((n, d), (min(n, 250), min(d, 300)))
     features = gallery(n, d, seed=2, noise=noise).features
     idx = reference.knn_graph(features, k1)[0]
     encoding = backend.k_reciprocal_encoding(features, idx, published_half(k1))
@@ -92,7 +94,7 @@ def test_agrees_with_dense_float64_sets_and_softmax(backend, n, d, k1, noise):
 
 
 def test_rows_sum_to_exactly_one(backend):
-    features = gallery(4096 + 32, 16, seed=3).features
+    features = gallery(backend.size(4096 + 32, 200), 16, seed=3).features
     idx = backend.knn_graph(features, 30)[0]
     encoding = backend.k_reciprocal_encoding(features, idx, 15)
     assert (row_sums(encoding) == ONE).all()
@@ -147,8 +149,9 @@ def test_weights_that_round_to_zero_are_not_stored(backend):
     assert_same_bits(encoding, reference.k_reciprocal_encoding(features, idx, 10).to("cpu"))
 
 
-@pytest.mark.parametrize("features", [gallery(331, 300, seed=6).features, grid_features(331, 3, seed=6)])
-def test_is_reproducible(backend, features):
+@pytest.mark.parametrize("make", [lambda n: gallery(n, 300, seed=6).features, lambda n: grid_features(n, 3, seed=6)])
+def test_is_reproducible(backend, make):
+    features = make(backend.size(331, 131))
     features, idx = backend.put(features), backend.put(reference.knn_graph(features, 25)[0])
     assert_reproducible(lambda: backend.k_reciprocal_encoding(features, idx, 12), [features, idx], backend)
 
@@ -326,6 +329,7 @@ def columns_between(pattern, low: int, high: int) -> tuple[tuple[np.ndarray, np.
 @pytest.mark.parametrize("name", INPUTS)
 def test_the_pieces_equal_the_reference_and_make_the_encoding(backend, name):
     features, idx, k1_half = INPUTS[name]()
+    features = features[:, : backend.size(None, 300)]
     sets = backend.k_reciprocal_sets(idx, k1_half)
     want = tuple(map(torch.from_numpy, reference.k_reciprocal_sets(idx, k1_half)))
     assert_same_bits(sets, want)
@@ -375,6 +379,7 @@ def test_dots_of_blocks_put_together_are_the_whole(backend, block):
 
 @pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (5, 300, 3), (300, 5, 129), (67, 70, 2048), (9, 11, 0)])
 def test_dots_of_any_pattern_equal_the_reference(backend, n, m, d):
+    d = backend.size(d, min(d, 600))
     rows, others = gallery(n, max(d, 1), 1).features[:, :d], gallery(m, max(d, 1), 2).features[:, :d]
     for share in (0.0, 0.2, 1.0):
         pattern = random_pattern(n, m, share)

@@ -9,7 +9,6 @@
 #endif
 
 #include <cstdint>
-#include <tuple>
 #include <utility>
 
 namespace dmic {
@@ -20,8 +19,7 @@ const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
                    cudaStream_t stream, Arguments&&... arguments) {
 #ifdef DMIC_EMU
   static_cast<void>(stream);
-  return emulator::run(kernel, blocks, threads, shared_bytes,
-                       std::tuple<Parameters...>(static_cast<Parameters>(std::forward<Arguments>(arguments))...));
+  return emulator::run(blocks, threads, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
   constexpr int64_t kMaxBlocks = (1ll << 31) - 1;
   constexpr size_t kDefaultSharedBytes = 48 * 1024;
