@@ -116,27 +116,34 @@ class Ring:
             yield Turn(to, self.own, source, self.owned_by(source), self.own)
 
     def pass_blocks(self, turn: Turn, load: Callable[[Rows], torch.Tensor], columns: int) -> Iterator[Received]:
-        """Send the blocks of `turn.sent`, float32 [rows, columns], and yield those received, one ahead of their use."""
+        """Send the blocks of `turn.sent`, float32 [rows, columns], and yield those received, one ahead of their use.
+
+        Where one way has fewer blocks they go at even intervals: who works twice as long on one sends two meanwhile.
+        """
         sent, received = self.blocks(turn.sent), self.blocks(turn.received)
+        rounds = max(len(sent), len(received))
+        leaves, arrives = (
+            {t * rounds // len(rows): block for t, block in enumerate(rows)} for rows in (sent, received)
+        )
 
         def begin(index: int) -> tuple[list[dist.Work], list[torch.Tensor]]:
             operations, held = [], []
-            if index < len(sent):
-                held.append(load(sent[index]).contiguous())
+            if index in leaves:
+                held.append(load(leaves[index]).contiguous())
                 operations.append(dist.P2POp(dist.isend, held[-1], group=self.group, group_peer=turn.to))
-            if index < len(received):
-                held.append(torch.empty(len(received[index]), columns, device=self.device))
+            if index in arrives:
+                held.append(torch.empty(len(arrives[index]), columns, device=self.device))
                 operations.append(dist.P2POp(dist.irecv, held[-1], group=self.group, group_peer=turn.source))
             return dist.batch_isend_irecv(operations) if operations else [], held
 
         started = begin(0)
-        for index in range(max(len(sent), len(received))):
+        for index in range(rounds):
             works, held = started
             for work in works:
                 work.wait()
             started = begin(index + 1)
-            if index < len(received):
-                yield Received(received[index], held[-1])
+            if index in arrives:
+                yield Received(arrives[index], held[-1])
 
     def swap(self, tensors: list[torch.Tensor], to: int, source: int) -> list[torch.Tensor]:
         """Send tensors of any length to one rank and receive as many, of the same dtypes and columns, from another."""
