@@ -55,7 +55,7 @@ constexpr int64_t kSketchRoom = 48;                  // entries beyond k1 after 
 constexpr double kMaxSkew = 1.0 / 16;                // of directions that are not quite orthonormal
 constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
 constexpr double kBf16Rounding = 0x1p-8;              // of bfloat16
-constexpr int64_t kSampleRows = 32, kSampleCols = 1024;  // pairs that decide whether bfloat16 is enough
+constexpr int64_t kSampleRows = 32, kSampleCols = 1024, kSamplePlace = 8;  // decide whether bfloat16 is enough
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -236,11 +236,12 @@ class Search {
     return 1.02 * bf16_tile_error(count) + most * (2 + most);
   }
 
-  // Whether the error of bfloat16 lets no more pairs pass than lists hold, as a sample of pairs shows.
+  // Whether the error of bfloat16 lets no more pairs pass than lists hold: a sample of pairs shows how many more are as
+  // near as the k1-th nearest but for the error, or as the kSamplePlace-th of the sample where that is farther.
   bool bf16_is_enough(Progress& progress) const {
     if (rows_ <= capacity_) return true;
     const int64_t queries = std::min(rows_, kSampleRows), others = std::min(rows_, kSampleCols);
-    const int64_t place = std::max<int64_t>(1, k1_ * others / rows_);
+    const int64_t place = std::min(others - 1, std::max(kSamplePlace, k1_ * others / rows_));
     std::vector<int32_t> idx(others);
     for (int64_t t = 0; t < others; ++t) idx[t] = static_cast<int32_t>(t * rows_ / others);
     std::vector<int64_t> passed(queries);
@@ -262,7 +263,7 @@ class Search {
     });
     progress.check();
     const int64_t pairs = std::accumulate(passed.begin(), passed.end(), int64_t{0});
-    return pairs * rows_ <= capacity_ * queries * others;
+    return pairs * k1_ <= capacity_ * queries * place;
   }
 
   double scaled_norm(int64_t i) const { return norm_sq_[i] * scale_sq_; }
