@@ -109,8 +109,9 @@ def memory(case: Case, rank: int, on_gpu: bool = False) -> dict[str, float]:
         scratch += 4 * compared * (directions.WIDTHS[-1] + 1 + k1)
     encoding, expanded = 8 * case.encoding_length, 8 * case.expanded_length
     pairs, share = case.num_pairs * own, block / max(1, own)
+    merged = 72 * k1 * max((len(turn.sent) for turn in turns), default=0)  # what another rank found, all at once
     return {
-        "knn_graph": (16 if turns else 8) * k1 * own + 4 * d * copies + scratch,
+        "knn_graph": (16 if turns else 8) * k1 * own + max(4 * d * copies + scratch, merged),
         "k_reciprocal_encoding": 4 * k1 * n + 4 * d * (7 if turns else 3) * block + 3 * encoding * own + 16 * n,
         "invariant_expansion": 4 * k1 * n + (encoding + expanded) * own * (1 + share) + (12 + 8 * case.num_ids) * n,
         "jaccard_distance": expanded * (own + 6 * block) + 36 * pairs,
@@ -127,6 +128,10 @@ COLUMNS = {
     "jaccard_distance": ("pair", "met", "row"),
     "dbscan": ("row", "sample"),
 }
+
+
+MEANS = ("encoding_length", "expanded_length", "num_pairs")
+LENGTHS = {3: (19, 90, 3.6), 10: (30, 60, 11)}  # by images of an identity: easy features, k1 = 30, k2 = 6
 
 
 class Measured(NamedTuple):
@@ -146,7 +151,8 @@ def measured_in_blocks(document: dict[str, Any] | None = None) -> list[Measured]
         n, ranks = run["num_samples"], run["ranks"]
         search = Search(run["k1"], run["k2"], 0.6, 4)
         block_rows = choose_block_rows("ring_model", n, -(-n // ranks), run["dim"], search, run["max_memory"])
-        case = Case.even(n, ranks, block_rows, run["dim"], k1=run["k1"], k2=run["k2"])
+        means = dict(zip(MEANS, LENGTHS[run["images_per_identity"]], strict=True))
+        case = Case.even(n, ranks, block_rows, run["dim"], k1=run["k1"], k2=run["k2"], **means)
         busy = ranks * run["threads"]
         runs.append(Measured(case, run["stages"], run["threads"] * min(1, cores / busy)))
     return runs

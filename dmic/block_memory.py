@@ -63,12 +63,10 @@ def block_memory(num_samples: int, num_own: int, num_features: int, search: Sear
     overlap = 2 * (1 - eps) / (2 - eps)
     pairs = own * min(n, math.ceil(k1 / max(overlap, 1 / 3)))
     share = min(1.0, block / max(1, own))
+    in_blocks = 4 * copies * block * num_features + max(candidates, searched) + 64 * block * k1
+    sent_back = 0 if alone else 72 * own * k1  # what another rank found for all rows, and merging it
     return {
-        "knn_graph": (8 if alone else 16) * own * k1
-        + 4 * copies * block * num_features
-        + max(candidates, searched)
-        + 64 * block * k1
-        + workers,
+        "knn_graph": (8 if alone else 16) * own * k1 + max(in_blocks, sent_back) + workers,
         "k_reciprocal_encoding": lists + 4 * copies * block * num_features + 3 * encoding + 16 * n + workers,
         "invariant_expansion": lists
         + encoding
