@@ -229,7 +229,7 @@ def test_an_interpreter_exits_cleanly_while_a_thread_runs_an_op():
     import threading, time
     import numpy as np
     import dmic
-    features = np.random.default_rng(0).standard_normal((20_000, 512), dtype=np.float32)
+    features = np.random.default_rng(0).standard_normal((80_000, 512), dtype=np.float32)  # seconds, on any processor
     threading.Thread(target=dmic.knn_graph, args=(features, 20), daemon=True).start()
     time.sleep(0.3)
     """
