@@ -3,6 +3,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <atomic>
+#include <chrono>
+#include <thread>
+
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 
@@ -16,8 +20,16 @@ struct Call {
 };
 thread_local Call call;
 
+std::atomic<bool> ending{false};  // the interpreter: set before `polling` is read there,
+std::atomic<int> polling{0};      // and read after this thread has been counted here
+
 bool poll(const char* stage, int64_t done, int64_t total) {
   if (!call.active) return false;
+  struct Counted {
+    Counted() { ++polling; }
+    ~Counted() { --polling; }
+  } counted;
+  if (ending) return false;
   const PyGILState_STATE state = PyGILState_Ensure();
   bool failed = PyErr_CheckSignals() != 0;
   if (!failed && call.progress) {
@@ -79,9 +91,14 @@ PyObject* set_simd_level(PyObject*, PyObject* args) {
   Py_RETURN_NONE;
 }
 
-// At exit: a thread that still runs an op must not ask for the GIL of an interpreter that is going away.
+// At exit: a thread that still runs an op must not ask for the GIL of an interpreter that is going away. Those that have
+// asked get it now; one whose callback takes longer than a second is left to its fate.
 PyObject* stop_polling(PyObject*, PyObject*) {
+  ending = true;
   dmic::poll_function.store(nullptr);
+  Py_BEGIN_ALLOW_THREADS
+  for (int turn = 0; polling && turn < 1000; ++turn) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  Py_END_ALLOW_THREADS
   Py_RETURN_NONE;
 }
 

@@ -224,14 +224,18 @@ def test_the_first_exception_of_a_callback_propagates_and_it_is_not_called_again
     assert len(calls) == 2
 
 
-def test_an_interpreter_exits_cleanly_while_a_thread_runs_an_op():
-    program = """
+@pytest.mark.parametrize("reports", [False, True])
+def test_an_interpreter_exits_cleanly_while_a_thread_runs_an_op(reports):
+    """Many rows of few columns: nothing but the op itself takes time, and it takes longer than the process lives."""
+    program = f"""
     import threading, time
     import numpy as np
     import dmic
-    features = np.random.default_rng(0).standard_normal((80_000, 512), dtype=np.float32)  # seconds, on any processor
-    threading.Thread(target=dmic.knn_graph, args=(features, 20), daemon=True).start()
-    time.sleep(0.3)
+    features = np.random.default_rng(0).standard_normal((200_000, 64), dtype=np.float32)
+    begun = threading.Event()
+    progress = (lambda *_: begun.set()) if {reports} else None
+    threading.Thread(target=dmic.knn_graph, args=(features, 20), kwargs=dict(progress=progress), daemon=True).start()
+    begun.wait(30 if {reports} else 0.5)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
