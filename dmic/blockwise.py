@@ -308,7 +308,7 @@ def knn_graph_of_two(
         directions = ops.search_directions(features, k1_both)
         watch = progress.part(split * (n - split))
         idx, dist = ops.knn_between(features, split, k1_both, both.farthest(), directions=directions, progress=watch)
-        both.merge(order.int()[idx.long()], dist)  # where a list ends early, infinity, which is never among the nearest
+        both.merge(torch.where(idx < 0, idx, order.int()[idx.long()]), dist)
     neighbor_idx = torch.empty_like(both.idx)
     neighbor_idx[order] = both.idx
     return *alone, neighbor_idx

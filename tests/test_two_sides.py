@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from compare import assert_same_bits
@@ -23,11 +24,13 @@ FEATURES = {
     "ties": grid_features(N, 4),
     "duplicates": duplicated_features(N, 9, 70)[0],
     "one point": grid_features(N, 3, levels=1),
+    "distances beyond float32": gallery(N, 24).features * np.float32(1e30),
 }
 SECOND = {
     "by turns": torch.arange(N) % 2 == 1,
     "in runs": torch.arange(N) // 7 % 3 == 0,
     "four of them": torch.arange(N) % 25 == 8,
+    "all but the last four": torch.arange(N) < N - 4,
     "one": torch.arange(N) == 40,
     "none": torch.zeros(N, dtype=torch.bool),
     "all": torch.ones(N, dtype=torch.bool),
@@ -72,7 +75,7 @@ def test_so_it_has_on_the_cuda_kernels(monkeypatch, name, second):
 
 
 def test_there_are_ties_to_break():
-    assert [has_ties(features) for features in FEATURES.values()] == [False, True, True, True]
+    assert [has_ties(features) for features in FEATURES.values()] == [False, True, True, True, True]
 
 
 def test_the_search_along_directions_has_the_bits_of_three():

@@ -44,7 +44,7 @@ namespace dmic {
 namespace {
 
 constexpr int64_t kTileRows = 252, kTileCols = 512;  // panels of both and their scores stay in a 2 MB L2 cache
-constexpr int64_t kBf16TileCols = 1024;              // more, since rounding the rows costs as much as 100 columns
+constexpr int64_t kBf16TileCols = 1024;              // more: every tile rounds its rows anew
 constexpr int64_t kMaxTile = 2048;                   // of either side, whatever block_rows asks for
 constexpr int64_t kRowTilesPerItem = 8;              // one packed column block serves this many tiles
 constexpr int64_t kRowsPerLock = 256;
@@ -54,7 +54,7 @@ constexpr int64_t kSeedCheck = 4;                    // at most one in so many p
 constexpr int64_t kSketchRoom = 48;                  // entries beyond k1 after which a list of exact distances is cut
 constexpr double kMaxSkew = 1.0 / 16;                // of directions that are not quite orthonormal
 constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
-constexpr double kBf16Rounding = 0x1p-8;              // of bfloat16
+constexpr double kBf16Rounding = 0x1p-8;             // of bfloat16
 constexpr int64_t kSampleRows = 32, kSampleCols = 1024, kSamplePlace = 8;  // decide whether bfloat16 is enough
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
