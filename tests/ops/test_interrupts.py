@@ -233,7 +233,7 @@ def test_an_interpreter_exits_cleanly_while_a_thread_runs_an_op(reports):
     import dmic
     features = np.random.default_rng(0).standard_normal((200_000, 64), dtype=np.float32)
     begun = threading.Event()
-    progress = (lambda *_: begun.set()) if {reports} else None
+    progress = (lambda *_: (begun.set(), time.sleep(0.03))) if {reports} else None  # wakes up while the process ends
     threading.Thread(target=dmic.knn_graph, args=(features, 20), kwargs=dict(progress=progress), daemon=True).start()
     begun.wait(30 if {reports} else 0.5)
     """
