@@ -1,28 +1,35 @@
 // An order of the rows in which those that need the same rows of other matrices follow each other.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 namespace dmic {
 
-// Every row once, each followed by those of its neighbours that have not had their turn: what one of them reads is in
-// the cache when the next one asks for it. A short list ends with -1;
-// row_of(neighbour) is its row, or -1.
+// Every row once, each followed by those of its neighbours that have it for a neighbour too and have not had their turn:
+// what one of them reads is in the cache when the next one asks for it. A neighbour that is not mutual belongs elsewhere
+// and waits, since its own neighbours are read from memory there. A list begins with the sample itself, nearly always,
+// and a short one ends with -1; row_of(neighbour) is its row, or -1.
 template <class RowOf>
 std::vector<int32_t> follow_neighbors(const int32_t* neighbor_idx, int64_t rows, int64_t k1, const RowOf& row_of) {
   std::vector<int32_t> order;
   order.reserve(rows);
   std::vector<bool> taken(rows);
   const auto take = [&](int64_t i) {
-    if (i < 0 || taken[i]) return;
     taken[i] = true;
     order.push_back(static_cast<int32_t>(i));
   };
   for (int64_t i = 0; i < rows; ++i) {
     if (taken[i]) continue;
     take(i);
-    for (int64_t t = 0; t < k1 && neighbor_idx[i * k1 + t] >= 0; ++t) take(row_of(neighbor_idx[i * k1 + t]));
+    const int32_t* list = neighbor_idx + i * k1;
+    for (int64_t t = 0; t < k1 && list[t] >= 0; ++t) {
+      const int64_t j = row_of(list[t]);
+      if (j < 0 || taken[j]) continue;
+      const int32_t* other = neighbor_idx + j * k1;
+      if (std::find(other, other + k1, list[0]) < other + k1) take(j);
+    }
   }
   return order;
 }
@@ -32,7 +39,7 @@ inline std::vector<int32_t> order_by_neighbors(const int32_t* neighbor_idx, int6
   return follow_neighbors(neighbor_idx, rows, k1, [](int32_t j) { return j; });
 }
 
-// Rows of any samples of [0, samples): a list begins with the sample itself, nearly always.
+// Rows of any samples of [0, samples).
 inline std::vector<int32_t> order_by_neighbors(const int32_t* neighbor_idx, int64_t rows, int64_t k1, int64_t samples) {
   std::vector<int32_t> row_of(samples, -1);
   for (int64_t i = 0; i < rows && k1 > 0; ++i) row_of[neighbor_idx[i * k1]] = static_cast<int32_t>(i);
