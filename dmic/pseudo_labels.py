@@ -114,7 +114,8 @@ def estimate_memory(
     encoding, expanded, distance = (ENTRY_BYTES * n * min(n, length) for length in lengths)
     stages = {
         "knn_graph": features + max(2 * neighbors + candidates, searched) + workers,
-        "k_reciprocal_encoding": features + neighbors + (3 if on_gpu else 2) * encoding + workers,
+        # on a CPU the sets, a dot product for each of their members, and the rows before and after they are laid out
+        "k_reciprocal_encoding": features + neighbors + (6 if on_gpu else 7) * encoding // 2 + workers,
         "invariant_expansion": neighbors + encoding + 2 * expanded + workers,
         # rows, inverted lists, and what the allocator still keeps of the stage before
         "jaccard_distance": 3 * expanded + (3 if on_gpu else 2) * distance + workers,

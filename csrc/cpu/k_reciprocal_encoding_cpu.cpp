@@ -1,13 +1,16 @@
-// Half sets as bit masks over the half lists, then row by row the expanded set, its dot products and its weights. Each
-// of these three steps is also an op of its own.
-// Operations: N k1 (k1 + k1_half) compares and about N k1 canonical dot products of d; the rows they read are mostly in
-// the cache, since neighbours take their turn one after the other. Scratch: N words of k1_half + 1 bits, 4 N bytes, and
-// 8 N bytes per thread. The sets alone need the same without dot products, the dot products alone d multiply-adds and
-// the weights alone one exp for each stored position, both in the order of the rows.
+// Half sets as bit masks over the half lists, then row by row the expanded sets, and once these are all there the dot
+// products, each for both of its rows, and the weights. Each of these three steps is also an op of its own.
+// Operations: N k1 (k1 + k1_half) compares and about N k1 / 2 canonical dot products of d; the rows they read are mostly
+// in the cache, since neighbours take their turn one after the other. Scratch: N words of k1_half + 1 bits, 4 N bytes,
+// 12 bytes for each stored position, and 8 N bytes per thread. The sets alone need the same without dot products, the
+// dot products alone d multiply-adds and the weights alone one exp for each stored position, in the order of the rows.
 #include "../ops/k_reciprocal_encoding.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
+#include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -101,7 +104,7 @@ class ReciprocalSets {
         ++size;
         shared += worker.in_reciprocal[j] == stamp;
       });
-      if (3 * shared > 2 * size) for_each_half_member(q, insert);
+      if (shared < size && 3 * shared > 2 * size) for_each_half_member(q, insert);
     }
     std::sort(worker.members.begin(), worker.members.end());
   }
@@ -141,11 +144,67 @@ void append_weights(const int32_t* members, const double* dots, int64_t count, s
   row.finish();
 }
 
-struct EncodingWorker {
-  EncodingWorker(int64_t rows, int64_t d) : sets(rows), wide(d + kDotLanes) {}
-  SetWorker sets;
-  std::vector<double> wide, dots;
-  std::vector<uint64_t> weights;
+// row_ptr and col_idx of the expanded sets of rows [begin, end), which are computed in this order (counted from begin).
+std::tuple<Tensor, Tensor> expand_sets(Progress& progress, const Tensor& like, ReciprocalSets& sets, int64_t rows,
+                                       int64_t begin, const std::vector<int32_t>& all,
+                                       const std::vector<int32_t>& order) {
+  sets.mark_half_sets(progress, all);
+  std::vector<CsrChunk<int32_t>> chunks = collect_rows(
+      progress, order, [&] { return SetWorker(rows); },
+      [&](int64_t t, SetWorker& worker, CsrChunk<int32_t>& chunk) {
+        sets.expand(begin + t, worker);
+        chunk.cols.insert(chunk.cols.end(), worker.members.begin(), worker.members.end());
+        chunk.lengths.push_back(static_cast<int32_t>(worker.members.size()));
+      });
+  progress.check();
+  return assemble_columns(progress, like, order, chunks);
+}
+
+// The dot products of each row with its members. What row i computes for j serves row j too, if i is a member there:
+// whichever comes first computes it, both at once give the same bits.
+class SharedDots {
+ public:
+  SharedDots(const float* features, int64_t d, const int64_t* row_ptr, const int32_t* members, int64_t count)
+      : features_(features), d_(d), row_ptr_(row_ptr), members_(members), dots_(count, kMissing) {}
+
+  struct Worker {
+    explicit Worker(int64_t d) : wide(d + kDotLanes) {}
+    std::vector<double> wide, dots;
+    std::vector<int32_t> missing;
+  };
+
+  // worker.dots = all dot products of row i, in the order of its members.
+  void of_row(int64_t i, Worker& worker) {
+    const int64_t first = row_ptr_[i], last = row_ptr_[i + 1];
+    worker.missing.clear();
+    for (int64_t t = first; t < last; ++t)
+      if (std::isnan(at(t).load(std::memory_order_relaxed))) worker.missing.push_back(members_[t]);
+    const int64_t count = static_cast<int64_t>(worker.missing.size());
+    worker.dots.resize(count);
+    simd().dots(features_ + i * d_, features_, d_, worker.missing.data(), count, worker.wide.data(), worker.dots.data());
+    int64_t t = first;
+    for (int64_t m = 0; m < count; ++m) {
+      const int32_t j = worker.missing[m];
+      while (members_[t] != j) ++t;
+      at(t).store(worker.dots[m], std::memory_order_relaxed);
+      const int32_t *begin = members_ + row_ptr_[j], *end = members_ + row_ptr_[j + 1];
+      const int32_t* mirrored = std::lower_bound(begin, end, static_cast<int32_t>(i));
+      if (mirrored < end && *mirrored == i) at(mirrored - members_).store(worker.dots[m], std::memory_order_relaxed);
+    }
+    worker.dots.resize(last - first);
+    for (t = first; t < last; ++t) worker.dots[t - first] = at(t).load(std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();  // no sum of products of finite floats is
+
+  std::atomic_ref<double> at(int64_t t) { return std::atomic_ref<double>(dots_[t]); }
+
+  const float* features_;
+  const int64_t d_;
+  const int64_t* row_ptr_;
+  const int32_t* members_;
+  std::vector<double> dots_;
 };
 
 CsrTensors k_reciprocal_encoding_cpu(const Tensor& features_in, const Tensor& neighbor_idx, int64_t k1_half) {
@@ -154,24 +213,29 @@ CsrTensors k_reciprocal_encoding_cpu(const Tensor& features_in, const Tensor& ne
   const Tensor dense = torch::stable::contiguous(features_in), lists = torch::stable::contiguous(neighbor_idx);
   const float* features = dense.const_data_ptr<float>();
   const int32_t* neighbors = lists.const_data_ptr<int32_t>();
-  Progress progress("k_reciprocal_encoding", 2 * rows);
+  Progress progress("k_reciprocal_encoding", 3 * rows);
   std::vector<CsrChunk<int32_t>> chunks;
   std::vector<int32_t> order;
   if (rows > 0) {
     check_finite(progress, "k_reciprocal_encoding", features, rows, d);
     check_index_range(progress, "k_reciprocal_encoding", neighbors, rows, k1, rows);
     order = order_by_neighbors(neighbors, rows, k1);
-    ReciprocalSets sets("k_reciprocal_encoding", neighbors, rows, k1, k1_half);
-    sets.mark_half_sets(progress, order);
+    const auto [set_ptr, set_members] = [&] {
+      ReciprocalSets sets("k_reciprocal_encoding", neighbors, rows, k1, k1_half);
+      return expand_sets(progress, features_in, sets, rows, 0, order, order);
+    }();
+    const int64_t* ptr = set_ptr.const_data_ptr<int64_t>();
+    const int32_t* members = set_members.const_data_ptr<int32_t>();
+    SharedDots dots(features, d, ptr, members, ptr[rows]);
+    struct Worker {
+      SharedDots::Worker dots;
+      std::vector<uint64_t> weights;
+    };
     chunks = collect_rows(
-        progress, order, [&] { return EncodingWorker(rows, d); },
-        [&](int64_t i, EncodingWorker& worker, CsrChunk<int32_t>& chunk) {
-          sets.expand(i, worker.sets);
-          const std::vector<int32_t>& members = worker.sets.members;
-          const int64_t count = static_cast<int64_t>(members.size());
-          worker.dots.resize(count);
-          simd().dots(features + i * d, features, d, members.data(), count, worker.wide.data(), worker.dots.data());
-          append_weights(members.data(), worker.dots.data(), count, worker.weights, chunk);
+        progress, order, [&] { return Worker{SharedDots::Worker(d), {}}; },
+        [&](int64_t i, Worker& worker, CsrChunk<int32_t>& chunk) {
+          dots.of_row(i, worker.dots);
+          append_weights(members + ptr[i], worker.dots.dots.data(), ptr[i + 1] - ptr[i], worker.weights, chunk);
         });
   }
   progress.check();
@@ -188,24 +252,12 @@ std::tuple<Tensor, Tensor> k_reciprocal_sets_cpu(const Tensor& neighbor_idx, int
   const int32_t* neighbors = lists.const_data_ptr<int32_t>();
   Progress progress("k_reciprocal_sets", rows + end - begin);
   check_index_range(progress, "k_reciprocal_sets", neighbors, rows, k1, rows);
-  std::vector<CsrChunk<int32_t>> chunks;
+  const std::vector<int32_t> all = order_by_neighbors(neighbors, rows, k1);
   std::vector<int32_t> order;  // of the wanted rows, counted from `begin`
-  if (begin < end) {
-    const std::vector<int32_t> all = order_by_neighbors(neighbors, rows, k1);
-    for (const int32_t i : all)
-      if (begin <= i && i < end) order.push_back(static_cast<int32_t>(i - begin));
-    ReciprocalSets sets("k_reciprocal_sets", neighbors, rows, k1, k1_half);
-    sets.mark_half_sets(progress, all);
-    chunks = collect_rows(
-        progress, order, [&] { return SetWorker(rows); },
-        [&](int64_t t, SetWorker& worker, CsrChunk<int32_t>& chunk) {
-          sets.expand(begin + t, worker);
-          chunk.cols.insert(chunk.cols.end(), worker.members.begin(), worker.members.end());
-          chunk.lengths.push_back(static_cast<int32_t>(worker.members.size()));
-        });
-  }
-  progress.check();
-  std::tuple<Tensor, Tensor> sets = assemble_columns(progress, neighbor_idx, order, chunks);
+  for (const int32_t i : all)
+    if (begin <= i && i < end) order.push_back(static_cast<int32_t>(i - begin));
+  ReciprocalSets half_sets("k_reciprocal_sets", neighbors, rows, k1, k1_half);
+  std::tuple<Tensor, Tensor> sets = expand_sets(progress, neighbor_idx, half_sets, rows, begin, all, order);
   progress.finish();
   return sets;
 }
