@@ -1,16 +1,19 @@
 // A sparse join that emits only the pairs within max_distance, exactly.
 //
-// Row i scans the inverted lists of its columns by falling weight, and only rows j > i. What is left in row i after the
-// scanned columns bounds what any pair can still gain: once it is below the overlap that max_distance asks for, no new
-// candidate can qualify, and candidates that cannot reach it with what is left are dropped. As soon as summing the few
-// that remain over their whole rows is cheaper than scanning on, that is done. All integers: bounds need no slack.
+// Rows take turns in an order in which those that scan the same lists follow each other. A row scans the inverted lists
+// of its columns by falling weight, and only rows with later turns. What is left in it after the scanned columns bounds
+// what any pair can still gain: once it is below the overlap that max_distance asks for, no new candidate can qualify,
+// and candidates that cannot reach it with what is left are dropped. As soon as summing the few that remain over their
+// whole rows is cheaper than scanning on, that is done. All integers: bounds need no slack.
 // Operations: list entries scanned (a tenth to all of sum over columns of list length^2 / 2) plus survivors x row length.
-// Scratch: 8 bytes per stored value (the inverted lists), 8 N + 12 num_cols bytes per thread, 8 N + 8 num_cols, 8 bytes
+// Scratch: 8 bytes per stored value (the inverted lists), 8 N + 12 num_cols bytes per thread, 12 N + 16 num_cols, 8 bytes
 // per emitted pair. With a split the lists hold the rows behind it alone, and one entry more each.
 #include "../ops/jaccard_distance.h"
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -28,7 +31,7 @@ constexpr int64_t kColumnsPerPiece = 128;  // of a candidate's row, summed betwe
 constexpr double kSumCost = 2;             // of a value of a candidate's row, in list entries
 
 struct Entry {  // of an inverted list
-  int32_t row, value;
+  int32_t turn, value;
 };
 
 struct Encoding {
@@ -37,15 +40,55 @@ struct Encoding {
   const int32_t* values;
   int64_t rows, num_cols, nnz;
   int64_t split;  // 0: all pairs
+  const int32_t* order;  // order[turn] is the row
 
   int64_t num_joined() const { return split > 0 ? split : rows; }  // the rows that look for partners
 };
 
-// The columns of the encoding from row `split` on, each a list of its rows in ascending order. A scan starts at the
-// back and ends with its own row; with a split no list has it, so each begins with an entry of row -1.
+// An order of the rows of either side in which those that scan the same lists follow each other: each row brings along
+// all whose heaviest column it has.
+std::vector<int32_t> order_by_columns(const Encoding& in, Progress& progress) {
+  std::vector<int32_t> order, by_column(in.rows), heaviest(in.rows);
+  order.reserve(in.rows);
+  std::vector<bool> taken(in.rows);
+  for (const auto& [begin, end] : {std::pair(int64_t{0}, in.split), std::pair(in.split, in.rows)}) {
+    std::vector<int64_t> first(in.num_cols + 3);  // rows without a column come last
+    for (int64_t i = begin; i < end; ++i) {
+      const int32_t *values = in.values + in.row_ptr[i], *last = in.values + in.row_ptr[i + 1];
+      heaviest[i] = values < last ? in.col_idx[std::max_element(values, last) - in.values]
+                                   : static_cast<int32_t>(in.num_cols);
+      progress.poll();
+      ++first[heaviest[i] + 2];
+    }
+    std::partial_sum(first.begin(), first.end(), first.begin());
+    for (int64_t i = begin; i < end; ++i) by_column[first[heaviest[i] + 1]++] = static_cast<int32_t>(i);
+    const auto take = [&](int32_t i) {
+      if (!taken[i]) order.push_back(i);
+      taken[i] = true;
+    };
+    std::vector<bool> done(in.num_cols);
+    for (int64_t i = begin; i < end; ++i) {
+      progress.poll();
+      if (taken[i]) continue;
+      take(i);
+      for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) {
+        const int32_t column = in.col_idx[t];
+        if (done[column]) continue;
+        done[column] = true;
+        for (int64_t u = first[column]; u < first[column + 1]; ++u) take(by_column[u]);
+      }
+    }
+    progress.check();
+  }
+  return order;
+}
+
+// The columns of the encoding from row `split` on, each a list of the turns of its rows, ascending. A scan starts at the
+// back and ends with its own turn; with a split no list has it, so each begins with an entry of turn -1. Lists lie in
+// the order in which the rows come to need them.
 class InvertedLists {
  public:
-  InvertedLists(const Encoding& in, Progress& progress) : num_ends_(in.split > 0), ptr_(in.num_cols + 1) {
+  InvertedLists(const Encoding& in, Progress& progress) : num_ends_(in.split > 0), lists_(in.num_cols) {
     // Workers own ranges of rows; offsets by (range, column) make the fill independent of the order of workers.
     const int64_t rows = in.rows - in.split;
     const int64_t ranges = std::min<int64_t>(num_workers(rows), 16);
@@ -53,34 +96,44 @@ class InvertedLists {
     const auto for_each_stored = [&](const auto& visit) {
       for_each_item(progress, ranges, [] { return NoState{}; }, [&](int64_t range, NoState&) {
         const int64_t last = in.split + rows * (range + 1) / ranges;
-        for (int64_t i = in.split + rows * range / ranges; i < last && !progress.stopped(); ++i) {
-          for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) visit(range, i, t);
+        for (int64_t turn = in.split + rows * range / ranges; turn < last && !progress.stopped(); ++turn) {
+          const int64_t i = in.order[turn];
+          for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) visit(range, turn, t);
           progress.poll();
         }
       });
     };
     for_each_stored([&](int64_t range, int64_t, int64_t t) { ++next[range][in.col_idx[t]]; });
     int64_t total = 0;
-    for (int64_t column = 0; column < in.num_cols; ++column) {
-      ptr_[column] = total;
+    std::vector<bool> placed(in.num_cols);
+    const auto place = [&](int64_t column) {
+      if (placed[column]) return;
+      placed[column] = true;
+      lists_[column].begin = total;
       total += num_ends_;
       for (auto& offsets : next) {
         const int64_t count = offsets[column];
         offsets[column] = total;
         total += count;
       }
+      lists_[column].end = total;
+    };
+    for (int64_t turn = 0; turn < in.rows; ++turn) {
+      for (int64_t t = in.row_ptr[in.order[turn]]; t < in.row_ptr[in.order[turn] + 1]; ++t) place(in.col_idx[t]);
+      progress.poll();
     }
-    ptr_[in.num_cols] = total;
+    progress.check();
     entries_.reset(new Entry[total]);
-    for (int64_t column = 0; num_ends_ > 0 && column < in.num_cols; ++column) entries_[ptr_[column]] = {-1, 0};
-    for_each_stored([&](int64_t range, int64_t i, int64_t t) {
-      entries_[next[range][in.col_idx[t]]++] = {static_cast<int32_t>(i), in.values[t]};
+    for (int64_t column = 0; num_ends_ > 0 && column < in.num_cols; ++column)
+      if (placed[column]) entries_[lists_[column].begin] = {-1, 0};
+    for_each_stored([&](int64_t range, int64_t turn, int64_t t) {
+      entries_[next[range][in.col_idx[t]]++] = {static_cast<int32_t>(turn), in.values[t]};
     });
   }
 
-  int64_t length(int64_t column) const { return ptr_[column + 1] - ptr_[column] - num_ends_; }
+  int64_t length(int64_t column) const { return lists_[column].end - lists_[column].begin - num_ends_; }
 
-  const Entry* end(int64_t column) const { return entries_.get() + ptr_[column + 1]; }
+  const Entry* end(int64_t column) const { return entries_.get() + lists_[column].end; }
 
   // The back of a list, where a scan begins; the processor finds the rest itself.
   void prefetch(int64_t column) const {
@@ -89,45 +142,48 @@ class InvertedLists {
   }
 
  private:
-  const int64_t num_ends_;  // entries of row -1 in every list
-  std::vector<int64_t> ptr_;
+  const int64_t num_ends_;  // entries of turn -1 in every list
+  struct List {
+    int64_t begin, end;
+  };
+  std::vector<List> lists_;
   std::unique_ptr<Entry[]> entries_;
 };
 
-struct Pairs {  // of a chunk of rows: partners j > i, ascending, with their overlaps
+struct Pairs {  // of a chunk of turns: partners, which have their turns later, with their overlaps
   std::vector<int32_t> partners, overlaps, lengths;
 };
 
 struct Worker {
   explicit Worker(const Encoding& in) : overlap(in.rows), dense(in.num_cols), candidates(in.rows + 1) {}
-  std::vector<int32_t> overlap;     // [rows] of the candidates, zero between rows
-  std::vector<int32_t> dense;       // [num_cols] row i spread out, zero between rows
+  std::vector<int32_t> overlap;     // [turns] of the candidates, zero between rows
+  std::vector<int32_t> dense;       // [num_cols] the row spread out, zero between rows
   std::vector<int32_t> candidates;  // the first num_candidates; one more is room for a branch-free append
   int64_t num_candidates = 0;
-  std::vector<std::pair<int32_t, int32_t>> columns;  // (-value, column)
+  std::vector<uint64_t> columns;  // value and column, the heaviest first
 };
 
-// Adds a column to every later row of its list; rows seen for the first time become candidates. Row i itself is in the
-// list, or row -1, and ends the scan, which starts at the back.
-void scan_and_append(const Entry* entry, int32_t i, int32_t value, Worker& worker) {
+// Adds a column to every row of its list with a later turn; rows seen for the first time become candidates. The row
+// itself is in the list, or turn -1, and ends the scan, which starts at the back.
+void scan_and_append(const Entry* entry, int32_t turn, int32_t value, Worker& worker) {
   int32_t* overlap = worker.overlap.data();
   int32_t* candidates = worker.candidates.data();
   int64_t count = worker.num_candidates;
-  while ((--entry)->row > i) {
-    const int32_t before = overlap[entry->row];
-    candidates[count] = entry->row;
+  while ((--entry)->turn > turn) {
+    const int32_t before = overlap[entry->turn];
+    candidates[count] = entry->turn;
     count += before == 0;
-    overlap[entry->row] = before + std::min(value, entry->value);
+    overlap[entry->turn] = before + std::min(value, entry->value);
   }
   worker.num_candidates = count;
 }
 
 // The same for candidates alone: a row that is none, or was dropped, stays at zero.
-void scan_candidates(const Entry* entry, int32_t i, int32_t value, Worker& worker) {
+void scan_candidates(const Entry* entry, int32_t turn, int32_t value, Worker& worker) {
   int32_t* overlap = worker.overlap.data();
-  while ((--entry)->row > i) {
-    const int32_t before = overlap[entry->row];
-    overlap[entry->row] = before + (before == 0 ? 0 : std::min(value, entry->value));
+  while ((--entry)->turn > turn) {
+    const int32_t before = overlap[entry->turn];
+    overlap[entry->turn] = before + (before == 0 ? 0 : std::min(value, entry->value));
   }
 }
 
@@ -155,37 +211,40 @@ int32_t whole_overlap(const Encoding& in, int64_t j, int32_t threshold, const Si
   return overlap;
 }
 
-void join_row(const Encoding& in, const InvertedLists& lists, int64_t i, int32_t threshold, const SimdKernels& kernels,
+void join_row(const Encoding& in, const InvertedLists& lists, int64_t turn, int32_t threshold, const SimdKernels& kernels,
               Worker& worker, Pairs& out) {
+  const int64_t i = in.order[turn];
   const int64_t first = in.row_ptr[i], last = in.row_ptr[i + 1];
   auto& columns = worker.columns;
   columns.clear();
   int64_t unscanned = 0;  // list entries of the columns that are not yet scanned
   for (int64_t t = first; t < last; ++t) {
-    columns.emplace_back(-in.values[t], in.col_idx[t]);
+    columns.push_back(static_cast<uint64_t>(kOne - in.values[t]) << 32 | in.col_idx[t]);
     unscanned += lists.length(in.col_idx[t]);
   }
-  const double after_i = in.split > 0 ? 1 : static_cast<double>(in.rows - i) / static_cast<double>(in.rows);
+  const double later = in.split > 0 ? 1 : static_cast<double>(in.rows - turn) / static_cast<double>(in.rows);
   const double row_length = static_cast<double>(in.nnz) / static_cast<double>(in.rows);
   int32_t left = last > first ? kOne : 0;  // mass of row i that is not yet scanned
   worker.num_candidates = 0;
-  size_t sorted = 0;
+  const auto column_at = [&](size_t c) { return static_cast<int64_t>(columns[c] & 0xffffffff); };
+  size_t sorted = 0;  // columns that are not lighter than any behind them
   for (size_t c = 0; c < columns.size(); ++c) {
     if (c % kColumnsPerStep == 0 && left < threshold) {
       drop_candidates_below(threshold - left, worker);
-      if (kSumCost * static_cast<double>(worker.num_candidates) * row_length <= static_cast<double>(unscanned) * after_i) break;
+      if (kSumCost * static_cast<double>(worker.num_candidates) * row_length <= static_cast<double>(unscanned) * later) break;
     }
     if (c == sorted && threshold > 1) {  // with a threshold of 1 every column is scanned, in any order
       sorted = std::min(columns.size(), 2 * sorted + kColumnsPerStep);
-      std::partial_sort(columns.begin() + c, columns.begin() + sorted, columns.end());
+      std::nth_element(columns.begin() + c, columns.begin() + (sorted - 1), columns.end());
     }
-    if (c + 1 < columns.size()) lists.prefetch(columns[c + 1].second);
-    const Entry* end = lists.end(columns[c].second);
-    const int32_t value = -columns[c].first;
-    if (left >= threshold) scan_and_append(end, static_cast<int32_t>(i), value, worker);
-    else scan_candidates(end, static_cast<int32_t>(i), value, worker);
+    if (c + 1 < columns.size()) lists.prefetch(column_at(c + 1));
+    const int64_t column = column_at(c);
+    const Entry* end = lists.end(column);
+    const int32_t value = kOne - static_cast<int32_t>(columns[c] >> 32);
+    if (left >= threshold) scan_and_append(end, static_cast<int32_t>(turn), value, worker);
+    else scan_candidates(end, static_cast<int32_t>(turn), value, worker);
     left -= value;
-    unscanned -= lists.length(columns[c].second);
+    unscanned -= lists.length(column);
   }
   drop_candidates_below(std::max(1, threshold - left), worker);
   std::sort(worker.candidates.begin(), worker.candidates.begin() + worker.num_candidates);
@@ -194,8 +253,8 @@ void join_row(const Encoding& in, const InvertedLists& lists, int64_t i, int32_t
     for (int64_t t = first; t < last; ++t) worker.dense[in.col_idx[t]] = in.values[t];
   const size_t before = out.partners.size();
   for (int64_t t = 0; t < worker.num_candidates; ++t) {
-    const int32_t j = worker.candidates[t];
-    int32_t overlap = std::exchange(worker.overlap[j], 0);
+    const int32_t j = in.order[worker.candidates[t]];
+    int32_t overlap = std::exchange(worker.overlap[worker.candidates[t]], 0);
     if (partial) overlap = whole_overlap(in, j, threshold, kernels, worker.dense.data());
     if (overlap < threshold) continue;
     out.partners.push_back(j);
@@ -206,24 +265,21 @@ void join_row(const Encoding& in, const InvertedLists& lists, int64_t i, int32_t
   out.lengths.push_back(static_cast<int32_t>(out.partners.size() - before));
 }
 
-// Rows in full: the mirrored pairs, the diagonal (unless there is a split), the pairs.
+// Rows in full: the pairs of both directions and (unless there is a split) the diagonal, in ascending columns.
 CsrTensors mirror(Progress& progress, const Tensor& like, const Encoding& in, std::vector<Pairs>& chunks) {
   Tensor row_ptr = new_tensor(like, {in.rows + 1}, ScalarType::Long);
   int64_t* ptr = row_ptr.mutable_data_ptr<int64_t>();
   std::vector<int64_t> next(in.rows);  // first the lengths, then where each row continues
   const auto has_diagonal = [&](int64_t i) { return in.split == 0 && in.row_ptr[i] < in.row_ptr[i + 1]; };
-  int64_t row = 0;
+  const int32_t* row = in.order;
   for (const Pairs& chunk : chunks) {
-    for (const int32_t length : chunk.lengths) {
-      next[row] += length + has_diagonal(row);
-      ++row;
-    }
+    for (const int32_t length : chunk.lengths) next[*row++] += length;
     for (const int32_t j : chunk.partners) ++next[j];
     progress.poll();
   }
   ptr[0] = 0;
   for (int64_t i = 0; i < in.rows; ++i) {
-    ptr[i + 1] = ptr[i] + next[i];
+    ptr[i + 1] = ptr[i] + next[i] + has_diagonal(i);
     next[i] = ptr[i];
   }
   Tensor col_idx = new_tensor(like, {ptr[in.rows]}, ScalarType::Int);
@@ -234,21 +290,31 @@ CsrTensors mirror(Progress& progress, const Tensor& like, const Encoding& in, st
     cols_out[next[i]] = static_cast<int32_t>(j);
     values_out[next[i]++] = value;
   };
-  row = 0;
-  for (Pairs& chunk : chunks) {  // rows in ascending order, so every row receives its partners in ascending order
+  row = in.order;
+  for (Pairs& chunk : chunks) {
     size_t t = 0;
     for (const int32_t length : chunk.lengths) {
-      if (has_diagonal(row)) put(row, row, 0.0f);
+      const int32_t i = *row++;
+      if (has_diagonal(i)) put(i, i, 0.0f);
       for (const size_t end = t + length; t < end; ++t) {
         const float distance = jaccard_from_overlap(chunk.overlaps[t]);
-        put(row, chunk.partners[t], distance);
-        put(chunk.partners[t], row, distance);
+        put(i, chunk.partners[t], distance);
+        put(chunk.partners[t], i, distance);
       }
-      ++row;
     }
     chunk = {};
     progress.poll();
   }
+  for_each_chunk(
+      progress, in.rows, kRowsPerChunk, [] { return std::vector<std::pair<int32_t, float>>(); },
+      [&](int64_t begin, int64_t end, std::vector<std::pair<int32_t, float>>& sorted) {
+        for (int64_t i = begin; i < end; ++i) {
+          sorted.clear();
+          for (int64_t t = ptr[i]; t < ptr[i + 1]; ++t) sorted.emplace_back(cols_out[t], values_out[t]);
+          std::sort(sorted.begin(), sorted.end());
+          for (int64_t t = ptr[i]; t < ptr[i + 1]; ++t) std::tie(cols_out[t], values_out[t]) = sorted[t - ptr[i]];
+        }
+      });
   return {row_ptr, col_idx, values};
 }
 
@@ -258,17 +324,20 @@ CsrTensors jaccard_distance_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_
   const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
   const Tensor values = torch::stable::contiguous(values_in);
   const int64_t rows = row_ptr.size(0) - 1;
-  const Encoding in{row_ptr.const_data_ptr<int64_t>(),
+  Encoding in{row_ptr.const_data_ptr<int64_t>(),
                     col_idx.const_data_ptr<int32_t>(),
                     values.const_data_ptr<int32_t>(),
                     rows,
                     num_cols < 0 ? rows : num_cols,
                     col_idx.size(0),
-                    split};
+                    split,
+                    nullptr};
   Progress progress("jaccard_distance", in.num_joined());
   check_encoding(progress, "jaccard_distance", in.row_ptr, in.rows, in.num_cols, in.col_idx, in.values, in.nnz);
   const int32_t threshold = smallest_overlap_within(static_cast<float>(max_distance));
   const SimdKernels& kernels = simd();
+  const std::vector<int32_t> order = order_by_columns(in, progress);
+  in.order = order.data();
   std::vector<Pairs> chunks((in.num_joined() + kRowsPerChunk - 1) / kRowsPerChunk);
   {
     const InvertedLists lists(in, progress);
@@ -277,8 +346,8 @@ CsrTensors jaccard_distance_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_
         progress, in.num_joined(), kRowsPerChunk, [&] { return Worker(in); },
         [&](int64_t begin, int64_t end, Worker& worker) {
           Pairs pairs;
-          for (int64_t i = begin; i < end && !progress.stopped(); ++i) {
-            join_row(in, lists, i, threshold, kernels, worker, pairs);
+          for (int64_t turn = begin; turn < end && !progress.stopped(); ++turn) {
+            join_row(in, lists, turn, threshold, kernels, worker, pairs);
             progress.poll();  // a row can take a while: thousands of values in lists of thousands
           }
           pairs.partners.shrink_to_fit();
