@@ -17,10 +17,10 @@
 // With a split, tiles are of one side's rows and the other's columns, and lists start empty; thresholds that the caller
 // gives take the place of the neighbours among sketches.
 //
-// Operations: N^2 d multiply-adds / 2, plus about 1.1 k1 N canonical dot products of d; with directions N^2 (m + 1)
-// + N d m, plus k1 N canonical dot products and one for each pair that only the bound proposes; with a split, the
-// product of its sides for N^2 / 2. Scratch: 8 (3 k1 + 64) N + 36 N bytes, with directions twice that and
-// 4 (m + 2 k1) N, and about 7 MB + 2 KB x d per thread.
+// Operations: N^2 d multiply-adds / 2 and 256 N d for first thresholds, plus about 1.1 k1 N canonical dot products of d;
+// with directions N^2 (m + 1) + N d m, plus k1 N canonical dot products and one for each pair that only the bound
+// proposes; with a split, the product of its sides for N^2 / 2. Scratch: 8 (3 k1 + 64) N + 36 N bytes, with directions
+// twice that and 4 (m + 2 k1) N, 1 KB x d for a while, and about 7 MB + 2 KB x d per thread.
 #include "../ops/knn_graph.h"
 
 #include <algorithm>
@@ -56,6 +56,7 @@ constexpr double kMaxSkew = 1.0 / 16;                // of directions that are n
 constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
 constexpr double kBf16Rounding = 0x1p-8;             // of bfloat16
 constexpr int64_t kSampleRows = 32, kSampleCols = 1024, kSamplePlace = 8;  // decide whether bfloat16 is enough
+constexpr int64_t kFirstCols = 256, kFirstFrom = 4096;  // samples that give the first thresholds, from so many rows on
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -548,6 +549,43 @@ class Search {
     }
   }
 
+  // First thresholds: the k1-th nearest of a few samples from all over is no nearer than that of all. Lists that start
+  // without one take in whole tiles and are compacted again and again.
+  void set_first_limits(Progress& progress) {
+    if (split_ || d_ == 0 || rows_ < kFirstFrom || 4 * k1_ > kFirstCols || tile_cols_ < kFirstCols) return;
+    std::vector<float> samples(kFirstCols * d_);
+    std::vector<int64_t> number(kFirstCols);
+    for (int64_t c = 0; c < kFirstCols; ++c) {
+      number[c] = c * rows_ / kFirstCols;
+      std::copy_n(features_ + number[c] * d_, d_, &samples[c * d_]);
+    }
+    const Block cols{0, kFirstCols};
+    const Aligned<std::byte> packed = new_aligned<std::byte>(panel_bytes(round_up(kFirstCols, kernels_.panel_cols), d_));
+    pack_columns(samples.data(), d_, cols, scale_, packed.get());
+    struct Worker {
+      Aligned<std::byte> rows;
+      Aligned<float> scores;
+      std::vector<double> upper;
+    };
+    const auto new_worker = [&] {
+      return Worker{new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(d_, kTileDepth))),
+                    new_aligned<float>(padded_tile_rows() * tile_cols_), std::vector<double>(kFirstCols)};
+    };
+    for_each_chunk(progress, rows_, tile_rows_, new_worker, [&](int64_t begin, int64_t end, Worker& worker) {
+      multiply(features_, d_, {begin, end - begin}, cols, scale_, packed.get(), worker.rows.get(), worker.scores.get());
+      for (int64_t i = begin; i < end; ++i) {
+        const float* scores = &worker.scores[(i - begin) * tile_cols_];
+        for (int64_t c = 0; c < kFirstCols; ++c) {
+          const int64_t j = number[c];
+          worker.upper[c] = scaled_norm(i) + scaled_norm(j) - 2.0 * scores[c] + reach(i, j);
+        }
+        std::nth_element(worker.upper.begin(), worker.upper.begin() + (k1_ - 1), worker.upper.end());
+        tighten(i, inclusive(worker.upper[k1_ - 1]));
+      }
+    });
+    progress.check();
+  }
+
   // One column block against kRowTilesPerItem row tiles.
   struct Item {
     int64_t col_begin, row_begin, row_end;
@@ -563,6 +601,7 @@ class Search {
 
   void compare(Progress& progress) {
     for (int64_t i = 0; i < rows_ && !seeds_; ++i) start_list(i);
+    if (!seeds_) set_first_limits(progress);
     for (int64_t i = 0; i < rows_ && farthest_; ++i) tighten(i, inclusive(farthest_[i] * scale_sq_));
     std::vector<int64_t> first{0};
     for (int64_t col = split_; col < rows_; col += tile_cols_) {

@@ -246,6 +246,20 @@ def test_neighbors_that_bfloat16_products_rank_behind_lures_are_found(backend):
     assert (order[idx[order < 50]] < 50).all(), "a lure is nearer than a near row"
 
 
+@pytest.mark.not_emulated("thresholds of a CPU")
+def test_first_thresholds_allow_for_what_rounding_takes_from_the_samples_that_give_them(backend):
+    """The samples are every 16th row: lures of one near row, whose rounded products say that they are the same."""
+    rng = np.random.default_rng(17)
+    features = rng.normal(0, 1, (4096, 64)).astype(np.float32)
+    up = np.stack([rng.permutation(64) < 32 for _ in range(50)])
+    near = np.sort(rng.choice(np.flatnonzero(np.arange(4096) % 16), 50, replace=False))
+    features[near] = 1 + 2.0**-8 + np.where(up, 1, -1) * 2.0**-14
+    features[::16][:100] = 1 + up[0] * 2.0**-7
+    idx, dist = search(backend, features, 40)
+    assert_same_bits((idx, dist), reference.knn_graph(features, 40))
+    assert np.isin(idx[near], near).all(), "a lure is nearer than a near row"
+
+
 def leading(features: np.ndarray, count: int) -> torch.Tensor:
     """The first right singular vectors, float32 [count, d]."""
     scaled = features / max(np.abs(features).max(), np.finfo(np.float32).tiny)
