@@ -27,11 +27,10 @@ const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   cudaError_t error = cudaSuccess;
   if (shared_bytes > kDefaultSharedBytes)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  if (error == cudaSuccess) {
+  if (error == cudaSuccess)
     kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes, stream>>>(
         static_cast<Parameters>(std::forward<Arguments>(arguments))...);
-    error = cudaGetLastError();
-  }
+  error = cudaGetLastError();  // of either call, and taken back, so that the next launch is not blamed for it
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 #endif
 }
