@@ -18,8 +18,7 @@ template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
                    cudaStream_t stream, Arguments&&... arguments) {
 #ifdef DMIC_EMU
-  static_cast<void>(stream);
-  return emulator::run(blocks, threads, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  return emulator::run(blocks, threads, shared_bytes, stream, [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
   constexpr int64_t kMaxBlocks = (1ll << 31) - 1;
   constexpr size_t kDefaultSharedBytes = 48 * 1024;
