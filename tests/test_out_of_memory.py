@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "cuda_emulator"))
 
 import emulator_build as build
 
+TORCH_TELLS_WHY = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
 ADVICE = "is needed beyond the features; lower k1=5, k2=2 or eps=0.6$"
 
 
@@ -36,7 +37,8 @@ except MemoryError as error:
 print(dmic.pseudo_labels(features[:100], k1=3, k2=2).labels.shape)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" or not TORCH_TELLS_WHY, "torch itself wrote to the log then"
     message, after = done.stdout.splitlines()
     needed = estimate_memory(100_000, 2, k1=500, k2=2)
     assert message.startswith(
@@ -167,7 +169,7 @@ def test_no_stage_of_the_kernels_takes_more_than_estimated(found, monkeypatch):
 
 def test_an_allocation_that_fails_for_another_reason_says_which(capfd):
     """An error of the GPU that is older than the call, for one."""
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
+    if not TORCH_TELLS_WHY:
         pytest.skip("before torch 2.13 its stable interface does not say why")
     k1 = 2**31 - 1
     with pytest.raises(RuntimeError) as caught:
