@@ -5,7 +5,9 @@ Every body is a function of a place, so that all but what only a driver can do i
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -380,3 +382,12 @@ def test_a_build_without_kernels_says_so(monkeypatch):
     with pytest.raises(NotImplementedError) as caught:
         _native.call(None, torch.ops.dmic.knn_graph.default, on_a_gpu, 3, 0)
     assert str(caught.value) == "knn_graph: this build has no CUDA kernel for it; move the arguments to the CPU"
+
+
+def test_the_torch_here_has_the_call_that_names_the_current_stream():
+    """No header declares it where torch has no CUDA, so that it is looked up when a kernel is launched."""
+    if not torch.version.cuda:
+        pytest.skip("torch has no CUDA")
+    source = (Path(__file__).parents[1] / "csrc" / "cuda" / "launch.h").read_text()
+    (library,), (symbol,) = re.findall(r'dlopen\("([^"]+)"', source), re.findall(r'dlsym\(library, "([^"]+)"', source)
+    assert hasattr(ctypes.CDLL(library, mode=os.RTLD_LAZY | os.RTLD_NOLOAD), symbol)

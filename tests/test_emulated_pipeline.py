@@ -11,6 +11,7 @@ import pytest
 import torch
 from compare import assert_same_bits
 from generators import Gallery, duplicated_features, gallery, grid_features
+from torch.profiler import ProfilerActivity, profile
 
 from dmic import _native, ops, pseudo_labels
 
@@ -118,3 +119,19 @@ def test_a_stop_is_heard_in_every_stage_and_leaves_everything_usable(emulated, s
     with stop, pytest.raises(RuntimeError, match=rf"^{stage}: interrupted"):
         stages("clear identities")
     assert_same_bits(stages("clear identities"), want)
+
+
+def test_nothing_but_sizes_and_verdicts_comes_back_to_the_host(emulated):
+    """What the profiler sees of the one call that copies to the CPU; of a tensor that is there, as here, it copies
+    nothing."""
+    emulated(schedule=0, workers=1)
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as seen:
+        stages("clear identities")
+    copies = [
+        (event.cpu_parent.name.removeprefix("dmic_emu::"), event.input_shapes[0])
+        for event in seen.events()
+        if event.name == "aten::to" and event.cpu_parent and event.cpu_parent.name.startswith("dmic_emu::")
+    ]
+    assert {op for op, _ in copies} == set(STAGES)
+    row_ptr = ("jaccard_distance", [120 + 1])  # by which its rows are cut into chunks
+    assert [copy for copy in copies if copy[1]] == [row_ptr], "all others are of one number"

@@ -8,13 +8,21 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#define TORCH_SUCCESS 0
+#define TORCH_ABI_VERSION 0
+
+using StableIValue = uint64_t;
+
 namespace torch::headeronly {
 
 enum class ScalarType { Byte, Int, Long, Half, Float, Double, Bool, BFloat16 };
+
+using IntHeaderOnlyArrayRef = std::vector<int64_t>;
 
 inline size_t bytes_of(ScalarType type) {
   switch (type) {
@@ -78,7 +86,20 @@ inline Tensor clone(const Tensor& tensor) {
   return copy;
 }
 
-inline Tensor new_empty(const Tensor&, std::initializer_list<int64_t> shape, ScalarType type) { return {shape, type}; }
+namespace detail {
+
+inline StableIValue from(const Tensor&) { return 0; }
+inline StableIValue from(const std::vector<int64_t>& shape) { return reinterpret_cast<StableIValue>(&shape); }
+inline StableIValue from(std::optional<ScalarType> type) { return static_cast<StableIValue>(*type); }
+inline StableIValue from(std::nullopt_t) { return 0; }
+
+template <class T>
+T to(StableIValue value) {
+  const std::unique_ptr<T> owned(reinterpret_cast<T*>(value));
+  return *owned;
+}
+
+}  // namespace detail
 
 inline Tensor new_zeros(const Tensor&, std::initializer_list<int64_t> shape, ScalarType type) {
   Tensor tensor(shape, type);
@@ -113,6 +134,14 @@ struct Registration {
 };
 
 }  // namespace torch::stable
+
+// Of aten::new_empty, the only one that is called.
+inline int torch_call_dispatcher(const char*, const char*, StableIValue* stack, uint64_t) {
+  const auto& shape = *reinterpret_cast<const std::vector<int64_t>*>(stack[1]);
+  stack[0] = reinterpret_cast<StableIValue>(
+      new torch::stable::Tensor(shape, static_cast<torch::stable::ScalarType>(stack[2])));
+  return TORCH_SUCCESS;
+}
 
 #define TORCH_BOX(function) function
 #define STABLE_TORCH_LIBRARY_IMPL(name, key, m)                    \

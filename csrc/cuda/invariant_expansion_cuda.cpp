@@ -93,12 +93,12 @@ class Expander {
     const int64_t work = k2_ * (col_idx_.size(0) / encoded_ + 1);
     const int64_t slots = table_slots(read_int64(torch::stable::amax(bounds_, 0, true)));
     const int64_t blocks = std::min(rows_, dmic_merge_blocks());
-    Tensor tables;
-    if (slots > kSharedSlots)
-      tables = new_scratch(row_ptr_, std::min(blocks, std::max<int64_t>(1, kTableBytes / (slots * kSlotBytes))),
-                           slots * kSlotBytes, ScalarType::Byte);
     const Tensor lengths = new_tensor(row_ptr_, {rows_}, ScalarType::Int);
     const auto merge_rows = [&](const int64_t* row_ptr, int32_t* col_idx, int32_t* values) {
+      Tensor tables;  // of each pass anew: what it has to write goes first where memory is short
+      if (slots > kSharedSlots)
+        tables = new_scratch(row_ptr_, std::min(blocks, std::max<int64_t>(1, kTableBytes / (slots * kSlotBytes))),
+                             slots * kSlotBytes, ScalarType::Byte);
       launch_in_chunks(progress, kOp, row_ptr_, rows_, work, [&](int64_t begin, int64_t end) {
         const auto launch = [&](void* memory, int64_t num_blocks) {
           return dmic_launch_merge_neighbors(

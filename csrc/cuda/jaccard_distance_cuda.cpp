@@ -75,17 +75,19 @@ struct InvertedLists {
 };
 
 struct Pairs {  // of a chunk of rows, in no order
-  Tensor partners, distances;  // int32 [P, 2] with i < j, float32 [P]
+  Tensor partners, distances;  // int32 [P or more, 2] with i < j, float32 [P, 1]
 
-  explicit Pairs(const Tensor& room)
-      : partners(room), distances(new_tensor(room, {room.size(0)}, ScalarType::Float)) {}
+  // Room for as many of `wanted` pairs as memory allows.
+  static Pairs with_room_for(const Tensor& like, int64_t wanted) {
+    const Tensor partners = new_scratch(like, wanted, 2, ScalarType::Int);
+    return {partners, new_scratch(like, partners.size(0), 1, ScalarType::Float)};
+  }
 
   int64_t size() const { return distances.size(0); }
 
   void shrink_to(int64_t count) {
-    if (count == size()) return;
-    partners = copy_of(torch::stable::narrow(partners, 0, 0, count));
-    distances = copy_of(torch::stable::narrow(distances, 0, 0, count));
+    for (Tensor* tensor : {&partners, &distances})
+      if (tensor->size(0) > count) *tensor = copy_of(torch::stable::narrow(*tensor, 0, 0, count));
   }
 };
 
@@ -138,11 +140,11 @@ class Join {
     check_launch(kOp, dmic_launch_jaccard_join(&join, kTableCapacity, kMaxProbes, kJoinThreads, stream_));
     const int64_t spilled = read_int64(counters_, kJaccardSpilled);
     if (spilled > 0) {
-      if (!overlaps_) make_room_for_spilled_rows();
-      check_launch(kOp, dmic_launch_jaccard_join_spilled(&join, spilled, overlaps_->mutable_data_ptr<int32_t>(),
-                                                         candidates_->mutable_data_ptr<int32_t>(),
-                                                         std::min(spilled, overlaps_->size(0)), in_.rows, kJoinThreads,
-                                                         stream_));
+      if (!spill_) make_room_for_spilled_rows();
+      const int64_t slots = spill_->size(0);
+      int32_t* overlaps = spill_->mutable_data_ptr<int32_t>();
+      check_launch(kOp, dmic_launch_jaccard_join_spilled(&join, spilled, overlaps, overlaps + slots * in_.rows,
+                                                         std::min(spilled, slots), in_.rows, kJoinThreads, stream_));
     }
     return read_int64(counters_, kJaccardPairs);
   }
@@ -150,9 +152,8 @@ class Join {
  private:
   void make_room_for_spilled_rows() {
     const int64_t slots = std::clamp<int64_t>(kSpillBytes / (8 * in_.rows), 1, kSpillSlots);
-    candidates_ = new_scratch(in_.row_ptr, slots, in_.rows, ScalarType::Int);
-    overlaps_ = new_scratch(in_.row_ptr, candidates_->size(0), in_.rows, ScalarType::Int);
-    torch::stable::zero_(*overlaps_);
+    spill_ = new_scratch(in_.row_ptr, slots, 2 * in_.rows, ScalarType::Int);
+    torch::stable::zero_(*spill_);
   }
 
   const Encoding& in_;
@@ -162,7 +163,7 @@ class Join {
   void* const stream_;
   int64_t first_ = 0;
   std::optional<Tensor> plan_, tiles_, spilled_rows_;  // of rows first_ and on
-  std::optional<Tensor> overlaps_, candidates_;        // once there are rows that spill
+  std::optional<Tensor> spill_;  // overlaps, then candidates, of every slot, once there are rows that spill
 };
 
 CsrTensors no_distances(const Encoding& in) {
@@ -224,19 +225,21 @@ CsrTensors jaccard_distance_cuda(const Tensor& row_ptr_in, const Tensor& col_idx
       for (last = first + 1; last < most && ptr[last + 1] - ptr[first] <= kValuesPerChunk;) ++last;
       if (ptr[last] > ptr[first]) {
         join.plan(first, last, ptr[first], ptr[last] - ptr[first]);
-        Pairs pairs(new_scratch(row_ptr, pairs_per_row * (last - first), 2, ScalarType::Int));
-        const int64_t found = join.run(pairs);
+        std::optional<Pairs> pairs = Pairs::with_room_for(row_ptr, pairs_per_row * (last - first));
+        const int64_t found = join.run(*pairs);
         pairs_found += found;
         DMIC_CHECK(max_pairs < 0 || pairs_found <= max_pairs, kOp, ": more than max_pairs=", max_pairs,
                    " pairs are within max_distance=", max_distance, "; lower max_distance or allow more");
-        if (found > pairs.size()) {
-          pairs = Pairs(new_tensor(row_ptr, {found, 2}, ScalarType::Int));
-          join.run(pairs);
+        if (found > pairs->size()) {
+          pairs.reset();  // its memory may be what the right size needs
+          pairs = Pairs{new_tensor(row_ptr, {found, 2}, ScalarType::Int),
+                        new_tensor(row_ptr, {found, 1}, ScalarType::Float)};
+          join.run(*pairs);
         }
         pairs_per_row = std::max(kPairsPerRow, 2 * found / (last - first));
         if (found > 0) {
-          pairs.shrink_to(found);
-          chunks.push_back(std::move(pairs));
+          pairs->shrink_to(found);
+          chunks.push_back(std::move(*pairs));
         }
       }
       progress.add(last - first);

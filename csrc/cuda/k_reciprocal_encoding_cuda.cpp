@@ -54,10 +54,11 @@ class ReciprocalSets {
     const int64_t words_of_block = kExpandWarps * 2 * mask_words(rows_);
     const int64_t blocks = std::min({(wanted_ + kExpandWarps - 1) / kExpandWarps, dmic_expand_reciprocal_blocks(),
                                      std::max<int64_t>(1, kSetBytes / sizeof(uint32_t) / words_of_block)});
-    Tensor sets = new_scratch(neighbor_idx_, blocks, words_of_block, ScalarType::Int);
-    torch::stable::zero_(sets);
     Tensor lengths = new_tensor(neighbor_idx_, {wanted_}, ScalarType::Int);
     const auto expand_rows = [&](const int64_t* row_ptr, int32_t* col_idx) {
+      // Of each pass anew: what it has to write goes first where memory is short
+      Tensor sets = new_scratch(neighbor_idx_, blocks, words_of_block, ScalarType::Int);
+      torch::stable::zero_(sets);
       launch_in_chunks(progress, op_, neighbor_idx_, wanted_, k1_ * half_, [&](int64_t begin, int64_t end) {
         return dmic_launch_expand_reciprocal(lists_, rows_, first_ + begin, first_ + end, k1_, half_,
                                              words_of(reciprocal_mask_), words_of(half_mask_), words_of(sets),

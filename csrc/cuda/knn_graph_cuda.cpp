@@ -151,14 +151,16 @@ class Search {
       return;
     }
     const int64_t at_once = std::clamp<int64_t>(kRedoEntries / rows_, 1, num_redo);
-    Tensor distances = new_scratch(features_, at_once, rows_, ScalarType::Float);
-    const int64_t chunk = distances.size(0);
-    Tensor keys = new_tensor(features_, {chunk, k1_}, ScalarType::Long);
+    const int64_t row_bytes = k1_ * sizeof(uint64_t) + rows_ * sizeof(float);
+    Tensor scratch = new_scratch(features_, at_once, row_bytes, ScalarType::Byte);
+    const int64_t chunk = scratch.size(0);
+    uint64_t* keys = data<uint64_t>(scratch);
+    float* distances = reinterpret_cast<float*>(keys + chunk * k1_);
     for (int64_t first = 0; first < num_redo; first += chunk) {
       check(dmic_launch_knn_graph_redo(x_, data<double>(norm_sq_), rows_, d_, k1_, split_, farthest_,
                                        data<int32_t>(redo_) + first, std::min(chunk, num_redo - first),
-                                       data<float>(distances), data<uint64_t>(keys), data<int32_t>(neighbor_idx_),
-                                       data<float>(neighbor_dist_), stream_));
+                                       distances, keys, data<int32_t>(neighbor_idx_), data<float>(neighbor_dist_),
+                                       stream_));
       const int64_t done = std::min(num_redo, first + chunk);
       progress.add(finish_work() * done / num_redo - finish_work() * first / num_redo);
       progress.poll();

@@ -9,7 +9,7 @@
 #include "tensors.h"
 
 // The wrappers implement the CUDA key of torch.ops.dmic. With DMIC_EMU defined they are the CPU key of
-// torch.ops.dmic_emu, and their kernels run in the emulator of tests/cuda_emulator: no devices, no streams.
+// torch.ops.dmic_emu, and their kernels run in the emulator of tests/cuda_emulator: no devices, and a stream for each op.
 #ifdef DMIC_EMU
 #define DMIC_CUDA_KEY CPU
 #else
@@ -19,10 +19,19 @@
 namespace dmic {
 
 #ifdef DMIC_EMU
+extern "C" void* dmic_emulator_set_stream(void* stream);  // of this thread; returns the one before
+
+// Makes a stream of its own current for its lifetime: the emulator refuses a launch on any other.
 class CurrentDevice {
  public:
-  explicit CurrentDevice(const Tensor&) {}
-  void* stream() const { return nullptr; }
+  explicit CurrentDevice(const Tensor&) : before_(dmic_emulator_set_stream(this)) {}
+  CurrentDevice(const CurrentDevice&) = delete;
+  ~CurrentDevice() { dmic_emulator_set_stream(before_); }
+
+  void* stream() const { return const_cast<CurrentDevice*>(this); }
+
+ private:
+  void* const before_;
 };
 #else
 // Makes the tensor's device current for its lifetime and names its current stream.

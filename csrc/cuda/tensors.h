@@ -1,5 +1,5 @@
 // Tensors that the wrappers make. What grows with the input is allocated by new_tensor, whose error says that memory ran
-// out, and filled in place: torch's own error may not say why a call failed.
+// out, and filled in place: torch's own error may not say why a call failed, and says at length where.
 #pragma once
 
 #include <torch/csrc/stable/device.h>
@@ -16,10 +16,10 @@ inline Tensor new_scratch(const Tensor& like, int64_t count, int64_t row_size, S
   for (;; count /= 2) {
     try {
       return new_tensor(like, {count, row_size}, type);
-    } catch (const std::exception& error) {
+    } catch (const OutOfMemory& error) {
       if (count > 1) continue;
       const int64_t bytes = row_size * static_cast<int64_t>(new_tensor(like, {0}, type).element_size());
-      throw std::runtime_error(concat(error.what(), ": it takes at least ", bytes, " bytes"));
+      throw OutOfMemory(concat(error.what(), ": it takes at least ", bytes, " bytes"));
     }
   }
 }

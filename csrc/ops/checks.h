@@ -2,16 +2,19 @@
 // reaches Python as ValueError with exactly the text given here: `<op>: <argument> must be ..., got <value>`.
 #pragma once
 
+#include <dlfcn.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 
 namespace dmic {
@@ -117,14 +120,34 @@ inline void check_ids(const char* op, const char* name, const std::optional<Tens
   DMIC_CHECK(ids->size(0) == rows, op, ": ", name, " must have one id per sample (", rows, "), got ", ids->size(0));
 }
 
-inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
-  try {
-    return torch::stable::new_empty(like, shape, type);
-  } catch (const std::exception&) {  // the stable interface has no more to say than that the call failed
-    std::ostringstream text;
-    for (const int64_t size : shape) text << (text.tellp() > 0 ? ", " : "") << size;
-    throw std::runtime_error(concat("out of memory for ", dtype_name(type), " [", text.str(), "]"));
-  }
+// Memory ran out. What is only for speed is tried again with less.
+struct OutOfMemory : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Why the last call of torch by this thread failed, in one line; nullptr before torch 2.13, which does not tell.
+inline const char* torch_error() {
+  using Message = const char* (*)();
+  static const auto message =
+      reinterpret_cast<Message>(dlsym(RTLD_DEFAULT, "torch_exception_get_what_without_backtrace"));
+  return message ? message() : nullptr;
+}
+
+// With unknown values, on the device of `like`. Not torch::stable::new_empty, which prints a page for every failure.
+inline Tensor new_tensor(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef shape, ScalarType type) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(like),         from(shape),        from(std::optional<ScalarType>(type)),
+                                    from(std::nullopt), from(std::nullopt), from(std::nullopt)};
+  if (torch_call_dispatcher("aten::new_empty", "", stack.data(), TORCH_ABI_VERSION) == TORCH_SUCCESS)
+    return torch::stable::detail::to<Tensor>(stack[0]);
+  const char* reason = torch_error();
+  std::ostringstream text;
+  for (const int64_t size : shape) text << (text.tellp() > 0 ? ", " : "") << size;
+  const std::string what = concat(dtype_name(type), " [", text.str(), "]");
+  const std::string_view told = reason ? reason : "out of memory";
+  for (const char* ran_out : {"out of memory", "not enough memory", "can't allocate memory"})
+    if (told.find(ran_out) != told.npos) throw OutOfMemory(concat("out of memory for ", what));
+  throw std::runtime_error(concat("cannot allocate ", what, ": ", told.substr(0, told.find('\n'))));
 }
 
 }  // namespace dmic

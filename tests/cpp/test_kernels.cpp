@@ -2,11 +2,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <set>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -378,35 +381,66 @@ void the_search_is_the_plain_loop() {
   });
 }
 
-Csr<int32_t> encode_emulated(const std::vector<float>& features, const std::vector<int32_t>& neighbor_idx) {
-  const int64_t blocks = std::min<int64_t>(3, dmic_expand_reciprocal_blocks());
-  std::vector<uint32_t> reciprocal(kRows * dmic::mask_words(kK1)), half(kRows * dmic::mask_words(kHalf));
-  std::vector<uint32_t> sets(blocks * dmic::kExpandWarps * 2 * dmic::mask_words(kRows));
+// Where the rows and the entries of a gallery begin: behind others that are never looked at.
+struct Place {
+  int64_t row = 0, entry = 0;
+};
+// Every index into an array of a gallery here is beyond 2^31, of a row alone beyond 2^28.
+constexpr Place kFar{(1ll << 28) + 3, (1ll << 31) + 7};
+static_assert(kFar.row * kK1 > 1ll << 31);
+
+// An array of which only the part behind the first `count` values exists.
+template <class Array>
+auto behind(int64_t count, Array& array) {
+  using Value = std::remove_reference_t<decltype(*array.data())>;
+  return reinterpret_cast<Value*>(reinterpret_cast<uintptr_t>(array.data()) - count * sizeof(Value));
+}
+
+template <class Value>
+std::vector<Value> plus(std::vector<Value> values, int64_t summand) {
+  for (Value& value : values) value += static_cast<Value>(summand);
+  return values;
+}
+
+Csr<int32_t> encode_emulated(const std::vector<float>& features, const std::vector<int32_t>& neighbor_idx,
+                             Place at = {}) {
+  const int64_t blocks = std::min<int64_t>(3, dmic_expand_reciprocal_blocks()), end = at.row + kRows;
+  const std::vector<int32_t> named = plus(neighbor_idx, at.row);
+  const int32_t* lists = behind(at.row * kK1, named);
+  std::vector<uint32_t> in_list(kRows * dmic::mask_words(kK1)), in_half(kRows * dmic::mask_words(kHalf));
+  uint32_t* const reciprocal = behind(at.row * dmic::mask_words(kK1), in_list);
+  uint32_t* const half = behind(at.row * dmic::mask_words(kHalf), in_half);
+  const int64_t set_words = blocks * dmic::kExpandWarps * 2 * dmic::mask_words(end);
+  const std::unique_ptr<uint32_t, void (*)(void*)> sets(static_cast<uint32_t*>(calloc(set_words, 4)), free);
   std::vector<int32_t> lengths(kRows);
   const auto expand = [&](const int64_t* row_ptr, int32_t* col_idx) {
-    run(dmic_launch_expand_reciprocal(neighbor_idx.data(), kRows, 0, kRows, kK1, kHalf, reciprocal.data(), half.data(),
-                                      sets.data(), blocks, lengths.data(), row_ptr, col_idx, nullptr));
-    check(std::count(sets.begin(), sets.end(), 0u) == static_cast<int64_t>(sets.size()), "scratch is not left zero");
+    run(dmic_launch_expand_reciprocal(lists, end, at.row, end, kK1, kHalf, reciprocal, half, sets.get(), blocks,
+                                      lengths.data(), row_ptr, col_idx, nullptr));
+    if (at.row == 0) check(std::count(sets.get(), sets.get() + set_words, 0u) == set_words, "scratch is not left zero");
   };
-  run(dmic_launch_mark_reciprocal(neighbor_idx.data(), 0, kRows, kK1, kHalf, reciprocal.data(), half.data(), nullptr));
+  run(dmic_launch_mark_reciprocal(lists, at.row, end, kK1, kHalf, reciprocal, half, nullptr));
   expand(nullptr, nullptr);
-  const std::vector<int64_t> row_ptr = row_ptr_of(lengths);
-  const int64_t nnz = row_ptr.back();
-  std::vector<int32_t> col_idx(nnz), values(nnz);
-  std::vector<double> dots(nnz);
+  const std::vector<int64_t> ends = plus(row_ptr_of(lengths), at.entry);
+  const int64_t nnz = ends.back() - at.entry, *row_ptr = behind(at.row, ends);
+  std::vector<int32_t> members(nnz), shares(nnz);
+  int32_t *const col_idx = behind(at.entry, members), *const values = behind(at.entry, shares);
+  std::vector<double> products(nnz);
+  double* const dots = behind(at.entry, products);
   unsigned long long wrong = 0;
-  expand(row_ptr.data(), col_idx.data());
-  run(dmic_launch_sort_rows(row_ptr.data(), 0, kRows, 10, col_idx.data(), nullptr));
-  run(dmic_launch_sampled_dots(features.data(), features.data(), 0, kRows, kDim, row_ptr.data(), col_idx.data(),
-                               dots.data(), nullptr));
-  run(dmic_launch_weigh_members(0, kRows, row_ptr.data(), dots.data(), values.data(), lengths.data(), &wrong, nullptr));
+  expand(ends.data(), col_idx);
+  run(dmic_launch_sort_rows(ends.data(), 0, kRows, 10, col_idx, nullptr));
+  const float* rows = behind(at.row * kDim, features);
+  run(dmic_launch_sampled_dots(rows, rows, at.row, end, kDim, row_ptr, col_idx, dots, nullptr));
+  run(dmic_launch_weigh_members(at.row, end, row_ptr, dots, values, behind(at.row, lengths), &wrong, nullptr));
   check(wrong == 0, "dot products of features are called wrong");
   Csr<int32_t> encoding;
   encoding.row_ptr = row_ptr_of(lengths);
   encoding.col_idx.resize(encoding.row_ptr.back());
   encoding.values.resize(encoding.row_ptr.back());
-  run(dmic_launch_drop_zeros(row_ptr.data(), col_idx.data(), values.data(), 0, kRows, encoding.row_ptr.data(),
-                             encoding.col_idx.data(), encoding.values.data(), nullptr));
+  const std::vector<int64_t> kept = plus(encoding.row_ptr, at.entry);
+  run(dmic_launch_drop_zeros(row_ptr, col_idx, values, at.row, end, behind(at.row, kept),
+                             behind(at.entry, encoding.col_idx), behind(at.entry, encoding.values), nullptr));
+  encoding.col_idx = plus(encoding.col_idx, -at.row);
   return encoding;
 }
 
@@ -420,14 +454,21 @@ void the_encoding_is_the_plain_loop() {
 }
 
 Csr<int32_t> expand_emulated(const Csr<int32_t>& encoding, const std::vector<int32_t>& neighbor_idx,
-                             int64_t shared_slots) {
+                             int64_t shared_slots, Place at = {}) {
+  const int64_t end = at.row + kRows;
+  const std::vector<int64_t> ends = plus(encoding.row_ptr, at.entry);
+  const std::vector<int32_t> named = plus(neighbor_idx, at.row), columns = plus(encoding.col_idx, at.row);
+  const int64_t* row_ptr = behind(at.row, ends);
+  const int32_t* lists = behind(at.row * kK1, named);
   std::vector<int64_t> cameras(kRows), modalities(kRows), bounds(kRows);
   for (int64_t i = 0; i < kRows; ++i) cameras[i] = camera_of(i), modalities[i] = modality_of(i);
-  std::vector<uint32_t> camera_mask(kRows * ((kK2 + 31) / 32));
+  constexpr int64_t kWords = (kK2 + 31) / 32;
+  std::vector<uint32_t> camera_mask(kRows * kWords);
   std::vector<unsigned long long> numerators(kRows * kK2), totals(kRows);
-  run(dmic_launch_weigh_neighbors(encoding.row_ptr.data(), neighbor_idx.data(), kRows, 0, kRows, kK1, kK2,
-                                  cameras.data(), modalities.data(), camera_mask.data(), numerators.data(),
-                                  totals.data(), bounds.data(), nullptr));
+  run(dmic_launch_weigh_neighbors(row_ptr, lists, end, at.row, end, kK1, kK2, behind(at.row, cameras),
+                                  behind(at.row, modalities), behind(at.row * kWords, camera_mask),
+                                  behind(at.row * kK2, numerators), behind(at.row, totals), behind(at.row, bounds),
+                                  nullptr));
   const int64_t slots = dmic::table_slots(*std::max_element(bounds.begin(), bounds.end()));
   constexpr int64_t kBlocks = 2;
   std::vector<uint64_t> tables(kBlocks * slots * dmic::kSlotBytes / sizeof(uint64_t));
@@ -439,13 +480,15 @@ Csr<int32_t> expand_emulated(const Csr<int32_t>& encoding, const std::vector<int
       expanded.col_idx.resize(expanded.row_ptr.back());
       expanded.values.resize(expanded.row_ptr.back());
     }
+    const std::vector<int64_t> filled = plus(expanded.row_ptr, at.entry);
     for (void* scratch : {static_cast<void*>(nullptr), static_cast<void*>(tables.data())})
-      run(dmic_launch_merge_neighbors(encoding.row_ptr.data(), encoding.col_idx.data(), encoding.values.data(),
-                                      neighbor_idx.data(), 0, kRows, kK1, kK2, numerators.data(), totals.data(),
-                                      bounds.data(), shared_slots, scratch, kBlocks, 64, slots, lengths.data(),
-                                      fill ? expanded.row_ptr.data() : nullptr, expanded.col_idx.data(),
-                                      expanded.values.data(), nullptr));
+      run(dmic_launch_merge_neighbors(row_ptr, behind(at.entry, columns), behind(at.entry, encoding.values), lists,
+                                      at.row, end, kK1, kK2, behind(at.row * kK2, numerators), behind(at.row, totals),
+                                      behind(at.row, bounds), shared_slots, scratch, kBlocks, 64, slots,
+                                      behind(at.row, lengths), fill ? behind(at.row, filled) : nullptr,
+                                      behind(at.entry, expanded.col_idx), behind(at.entry, expanded.values), nullptr));
   }
+  expanded.col_idx = plus(expanded.col_idx, -at.row);
   return expanded;
 }
 
@@ -462,30 +505,30 @@ void the_expansion_is_the_plain_loop() {
 }
 
 Csr<float> join_emulated(const Csr<int32_t>& encoding, int32_t threshold, int64_t capacity, int64_t max_probes,
-                         int64_t& num_spilled) {
+                         int64_t& num_spilled, int64_t entry = 0) {
   constexpr int kThreads = 64;
   const int64_t n = encoding.rows(), nnz = encoding.row_ptr.back(), shared_keys = 12;
-  const int64_t* row_ptr = encoding.row_ptr.data();
+  const std::vector<int64_t> ends = plus(encoding.row_ptr, entry);
+  const int64_t* row_ptr = ends.data();
+  const int32_t *col_idx = behind(entry, encoding.col_idx), *values = behind(entry, encoding.values);
   std::vector<int32_t> counts(n);
   run(dmic_launch_jaccard_count(encoding.col_idx.data(), nnz, counts.data(), nullptr));
-  const std::vector<int64_t> list_ptr = row_ptr_of(counts);
+  const std::vector<int64_t> list_ptr = plus(row_ptr_of(counts), entry);
   std::vector<unsigned long long> cursors(list_ptr.begin(), list_ptr.end());
-  std::vector<uint64_t> lists(nnz), keys(nnz);
-  run(dmic_launch_jaccard_lists(row_ptr, encoding.col_idx.data(), encoding.values.data(), 0, n, cursors.data(),
-                                lists.data(), nullptr));
-  run(dmic_launch_jaccard_sort(list_ptr.data(), n, lists.data(), shared_keys, kThreads, nullptr));
+  std::vector<uint64_t> in_lists(nnz), keys(nnz);
+  uint64_t* const lists = behind(entry, in_lists);
+  run(dmic_launch_jaccard_lists(row_ptr, col_idx, values, 0, n, cursors.data(), lists, nullptr));
+  run(dmic_launch_jaccard_sort(list_ptr.data(), n, in_lists.data(), shared_keys, kThreads, nullptr));
   run(dmic_launch_jaccard_weigh(encoding.col_idx.data(), encoding.values.data(), nnz, keys.data(), nullptr));
   run(dmic_launch_jaccard_sort(row_ptr, n, keys.data(), shared_keys, kThreads, nullptr));
   std::vector<JaccardScan> plan(nnz);
   std::vector<int64_t> tiles(n);
-  run(dmic_launch_jaccard_plan(row_ptr, 0, n, keys.data(), list_ptr.data(), lists.data(), plan.data(), tiles.data(),
-                               nullptr));
+  run(dmic_launch_jaccard_plan(row_ptr, 0, n, keys.data(), list_ptr.data(), lists, plan.data(), tiles.data(), nullptr));
   std::vector<int32_t> spilled(n), pairs(n * n);
   std::vector<float> distances(n * n / 2);
   unsigned long long counters[kJaccardCounters] = {};
-  const JaccardJoin join{row_ptr, encoding.col_idx.data(), encoding.values.data(), lists.data(), plan.data(),
-                         tiles.data(), 0, n, threshold, 8, spilled.data(), pairs.data(), distances.data(), n * n / 2,
-                         counters};
+  const JaccardJoin join{row_ptr, col_idx, values, lists, plan.data(), tiles.data(), 0, n, threshold, 8,
+                         spilled.data(), pairs.data(), distances.data(), n * n / 2, counters};
   run(dmic_launch_jaccard_join(&join, capacity, max_probes, kThreads, nullptr));
   num_spilled = static_cast<int64_t>(counters[kJaccardSpilled]);
   if (num_spilled > 0) {
@@ -502,9 +545,11 @@ Csr<float> join_emulated(const Csr<int32_t>& encoding, int32_t threshold, int64_
   distance.row_ptr = row_ptr_of(lengths);
   const int64_t total = distance.row_ptr.back();
   std::vector<uint64_t> entries(total);
-  run(dmic_launch_jaccard_diagonal(row_ptr, distance.row_ptr.data(), n, cursors.data(), entries.data(), nullptr));
+  uint64_t* const mirrored = behind(entry, entries);
+  const std::vector<int64_t> distance_ptr = plus(distance.row_ptr, entry);
+  run(dmic_launch_jaccard_diagonal(row_ptr, distance_ptr.data(), n, cursors.data(), mirrored, nullptr));
   if (num_pairs > 0)
-    run(dmic_launch_jaccard_mirror(pairs.data(), distances.data(), num_pairs, cursors.data(), entries.data(), nullptr));
+    run(dmic_launch_jaccard_mirror(pairs.data(), distances.data(), num_pairs, cursors.data(), mirrored, nullptr));
   run(dmic_launch_jaccard_sort(distance.row_ptr.data(), n, entries.data(), shared_keys, kThreads, nullptr));
   distance.col_idx.resize(total);
   distance.values.resize(total);
@@ -530,6 +575,24 @@ void the_distance_is_the_plain_loop() {
   }
 }
 
+void indices_beyond_32_bits_are_the_same() {
+  const std::vector<float> features = gallery();
+  const std::vector<int32_t> neighbor_idx = search_plainly(features).neighbor_idx;
+  emulator::configure(0, 2);
+  const Csr<int32_t> want = encode_emulated(features, neighbor_idx);
+  check(encode_emulated(features, neighbor_idx, kFar) == want, "another encoding far behind");
+  for (const int64_t shared_slots : {8, 1024})
+    check(expand_emulated(want, neighbor_idx, shared_slots, kFar) == expand_emulated(want, neighbor_idx, shared_slots),
+          "another expansion far behind, with ", shared_slots, " slots");
+  const Csr<int32_t> expanded = expand_plainly(want, neighbor_idx);
+  for (const bool small : {false, true}) {
+    int64_t num_spilled = 0;
+    const Csr<float> got = join_emulated(expanded, 1, small ? 16 : 1024, small ? 4 : 1024, num_spilled, kFar.entry);
+    check(got == join_plainly(expanded, 1), "other distances far behind");
+    check(small == (num_spilled > 0), num_spilled, " rows spilled");
+  }
+}
+
 void the_clusters_are_the_plain_search() {
   const std::vector<float> features = gallery();
   const std::vector<int32_t> neighbor_idx = search_plainly(features).neighbor_idx;
@@ -539,9 +602,11 @@ void the_clusters_are_the_plain_search() {
     for (const int64_t min_samples : {1, 3, 6}) {
       const std::vector<int64_t> want = cluster_plainly(distance, eps, min_samples);
       under_every_schedule([&](long schedule) {
-        const int64_t* row_ptr = distance.row_ptr.data();
-        const int32_t* col_idx = distance.col_idx.data();
-        const float* values = distance.values.data();
+        const int64_t entry = schedule % 2 ? kFar.entry : 0;
+        const std::vector<int64_t> ends = plus(distance.row_ptr, entry);
+        const int64_t* row_ptr = ends.data();
+        const int32_t* col_idx = behind(entry, distance.col_idx);
+        const float* values = behind(entry, distance.values);
         bool core[kRows];
         unsigned long long bad_values = 0, balance = 0;
         std::vector<int32_t> parent(kRows), is_first(kRows);
@@ -632,6 +697,7 @@ int main() {
       {"the encoding is the plain loop", the_encoding_is_the_plain_loop},
       {"the expansion is the plain loop", the_expansion_is_the_plain_loop},
       {"the distance is the plain loop", the_distance_is_the_plain_loop},
+      {"indices beyond 32 bits are the same", indices_beyond_32_bits_are_the_same},
       {"the clusters are the plain search", the_clusters_are_the_plain_search},
       {"what is wrong is found and nothing else", what_is_wrong_is_found_and_nothing_else},
   });

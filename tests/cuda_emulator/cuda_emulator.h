@@ -238,8 +238,8 @@ using cudaStream_t = void*;
 namespace emulator {
 // What <<<>>> does, and waits for it. `call` calls the kernel with its arguments.
 template <class Call>
-const char* run(int64_t blocks, int threads, size_t shared_bytes, const Call& call) {
+const char* run(int64_t blocks, int threads, size_t shared_bytes, const void* stream, const Call& call) {
   const auto thread = [](const void* erased) { (*static_cast<const Call*>(erased))(); };
-  return run_grid(blocks, threads, shared_bytes, thread, &call);
+  return run_grid(blocks, threads, shared_bytes, stream, thread, &call);
 }
 }  // namespace emulator

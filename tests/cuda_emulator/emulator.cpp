@@ -11,6 +11,7 @@
 #include <numeric>
 #include <random>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "cuda_emulator.h"
@@ -370,6 +371,7 @@ class Processor {
 std::vector<std::unique_ptr<Processor>> processors;  // one per worker, kept for the next launch
 std::mutex launch_mutex;
 thread_local Processor* processor = nullptr;
+thread_local const void* current_stream = nullptr;
 
 void thread_main() {
   Processor& mine = *processor;  // the next launch may be on another OS thread
@@ -394,14 +396,15 @@ void configure(long schedule, int workers) {
   settings.workers = workers;
 }
 
-const char* run_grid(int64_t blocks, int threads, size_t shared_bytes, void (*thread)(const void*),
-                     const void* arguments) {
+const char* run_grid(int64_t blocks, int threads, size_t shared_bytes, const void* stream,
+                     void (*thread)(const void*), const void* arguments) {
   if (blocks < 1 || blocks > kMaxBlocks || threads < 1 || threads > static_cast<int>(kMaxThreads) ||
       shared_bytes > kMaxSharedBytes) {
     snprintf(error_text, sizeof error_text, "invalid configuration: %lld blocks of %d threads with %zu shared bytes",
              static_cast<long long>(blocks), threads, shared_bytes);
     return error_text;
   }
+  if (stream != current_stream) return "launched on a stream that is not the current one";
   const std::lock_guard<std::mutex> lock(launch_mutex);
   const int64_t workers = under_address_sanitizer() ? 1 : std::clamp<int64_t>(settings.workers, 1, blocks);
   while (static_cast<int64_t>(processors.size()) < workers) processors.push_back(std::make_unique<Processor>());
@@ -455,4 +458,8 @@ void fail(const char* format, ...) {
 
 extern "C" __attribute__((visibility("default"))) void dmic_emulator_configure(long schedule, int workers) {
   emulator::configure(schedule, workers);
+}
+
+extern "C" __attribute__((visibility("default"))) void* dmic_emulator_set_stream(void* stream) {
+  return const_cast<void*>(std::exchange(emulator::current_stream, stream));
 }

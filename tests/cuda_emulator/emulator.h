@@ -19,9 +19,10 @@ namespace emulator {
 // workers: OS threads that run blocks at the same time (always 1 under AddressSanitizer).
 void configure(long schedule, int workers);
 
-// Calls thread(arguments) once for every CUDA thread. Returns nullptr, or what went wrong.
-const char* run_grid(int64_t blocks, int threads, size_t shared_bytes, void (*thread)(const void*),
-                     const void* arguments);
+// Calls thread(arguments) once for every CUDA thread. Returns nullptr, or what went wrong: also a stream that is not the
+// current one of the calling thread, which is null until dmic_emulator_set_stream.
+const char* run_grid(int64_t blocks, int threads, size_t shared_bytes, const void* stream,
+                     void (*thread)(const void*), const void* arguments);
 
 // ---- called by the emulated language, on a fiber ------------------------------------------------------------------
 

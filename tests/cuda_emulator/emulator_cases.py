@@ -16,6 +16,11 @@ from compare import assert_same_bits
 import dmic.ops  # noqa: F401  registers torch.ops.dmic
 
 
+def places(values: tuple) -> list[int]:
+    """Where the tensors among the values are, those without elements left out."""
+    return [v.untyped_storage().data_ptr() for v in values if isinstance(v, torch.Tensor) and v.numel()]
+
+
 @dataclass
 class Case:
     """Arguments of an op, and what the CPU makes of them: tensors, or the text of a ValueError."""
@@ -40,6 +45,9 @@ class Case:
             assert got == self.expected, f"{self.name}: {got!r} instead of {self.expected!r}"
         else:
             assert_same_bits(got, self.expected, self.name)
+            given, made = places(self.arguments), places(got if isinstance(got, tuple) else (got,))
+            assert len(set(made)) == len(made), f"{self.name}: two results share memory"
+            assert not set(given).intersection(made), f"{self.name}: a result is an argument"
 
     def num_elements(self) -> int:
         return sum(a.numel() for a in self.arguments if isinstance(a, torch.Tensor))

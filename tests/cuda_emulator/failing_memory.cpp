@@ -1,10 +1,11 @@
 // Memory that runs out on demand. Preloaded, it stands in for posix_memalign, with which torch's CPU allocator makes every
-// tensor: allocations that were armed fail, and what is not freed afterwards is counted.
+// tensor: allocations that were armed fail, and so do those beyond a limit; what is not freed afterwards is counted.
 #include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <utility>
 
 extern "C" {
 
@@ -20,8 +21,13 @@ std::mutex mutex;                   // the emulator's workers and torch's thread
 bool armed = false;
 int64_t first = 0, last = 0, count = 0;
 size_t sizes[kMost];
-void* held[kMost];
-int64_t num_held = 0;
+
+struct Block {
+  void* address;
+  int64_t size;
+};
+Block held[kMost];
+int64_t num_held = 0, held_bytes = 0, most_held_bytes = 0, limit_bytes = 0;
 
 }  // namespace
 
@@ -31,30 +37,45 @@ EXPORT int posix_memalign(void** block, size_t alignment, size_t size) {
     const int64_t number = count++;
     if (number < kMost) sizes[number] = size;
     if (first <= number && number < last) return ENOMEM;
+    if (held_bytes + static_cast<int64_t>(size) > limit_bytes) return ENOMEM;
   }
   *block = __libc_memalign(alignment, size);
   if (!*block) return ENOMEM;
-  if (armed && num_held < kMost) held[num_held++] = *block;
+  if (armed && num_held < kMost) {
+    held[num_held++] = {*block, static_cast<int64_t>(size)};
+    held_bytes += static_cast<int64_t>(size);
+    most_held_bytes = std::max(most_held_bytes, held_bytes);
+  }
   return 0;
 }
 
 EXPORT void free(void* block) {
   if (num_held > 0) {
     const std::lock_guard<std::mutex> lock(mutex);
-    void** const end = held + num_held;
-    void** const found = std::find(held, end, block);
-    if (found != end) *found = held[--num_held];
+    Block* const end = held + num_held;
+    Block* const found = std::find_if(held, end, [&](const Block& other) { return other.address == block; });
+    if (found != end) {
+      held_bytes -= found->size;
+      *found = held[--num_held];
+    }
   }
   __libc_free(block);
 }
 
-// From here on the allocations numbered first .. last - 1, from 0, fail.
-EXPORT void failing_memory_arm(int64_t first_to_fail, int64_t end) {
+// From here on the allocations numbered first .. last - 1, from 0, fail, and those that would hold more than so many bytes.
+EXPORT void failing_memory_arm(int64_t first_to_fail, int64_t end, int64_t most_bytes) {
   const std::lock_guard<std::mutex> lock(mutex);
   armed = true;
   first = first_to_fail;
   last = end;
-  count = num_held = 0;
+  limit_bytes = most_bytes;
+  count = num_held = held_bytes = most_held_bytes = 0;
+}
+
+// The most bytes that were held at a time since this was asked last.
+EXPORT int64_t failing_memory_peak() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  return std::exchange(most_held_bytes, held_bytes);
 }
 
 // Returns how many allocations were asked for.

@@ -542,6 +542,9 @@ void impossible_launches_are_refused() {
   expect(dmic::launch(partial_warp_kernel, 1, 1025, 0, nullptr, out.get()), "1025 threads are refused");
   expect(dmic::launch(partial_warp_kernel, 1ll << 31, 32, 0, nullptr, out.get()), "2^31 blocks are refused");
   expect(dmic::launch(partial_warp_kernel, 1, 32, 228 * 1024, nullptr, out.get()), "228 KB shared are refused");
+#ifdef DMIC_EMU
+  expect(dmic::launch(partial_warp_kernel, 1, 32, 0, out.get(), out.get()), "another stream is refused");
+#endif
 }
 
 }  // namespace

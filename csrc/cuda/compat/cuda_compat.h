@@ -18,8 +18,7 @@ template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared_bytes,
                    cudaStream_t stream, Arguments&&... arguments) {
 #ifdef DMIC_EMU
-  static_cast<void>(stream);
-  return emulator::run(blocks, threads, shared_bytes, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  return emulator::run(blocks, threads, shared_bytes, stream, [&] { kernel(static_cast<Parameters>(arguments)...); });
 #else
   constexpr int64_t kMaxBlocks = (1ll << 31) - 1;
   constexpr size_t kDefaultSharedBytes = 48 * 1024;
@@ -27,11 +26,10 @@ const char* launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   cudaError_t error = cudaSuccess;
   if (shared_bytes > kDefaultSharedBytes)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  if (error == cudaSuccess) {
+  if (error == cudaSuccess)
     kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes, stream>>>(
         static_cast<Parameters>(std::forward<Arguments>(arguments))...);
-    error = cudaGetLastError();
-  }
+  error = cudaGetLastError();  // of either call, and taken back, so that the next launch is not blamed for it
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 #endif
 }
