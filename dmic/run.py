@@ -94,7 +94,7 @@ def build_network(config: Config, num_channels: int) -> TwoStreamNetwork:
             stem_stride=network.stem_stride,
             grid=(network.grid_height, network.grid_width),
             embedding_dim=network.embedding_dim,
-            mirrored=config.data.mirrored,
+            mirrored=config.data.mirrored or num_channels != 1,  # views of colour images always are
             seed=seed,
         )
         return load_weights(built, weights) if isinstance(weights, Path) else built

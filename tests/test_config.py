@@ -66,6 +66,7 @@ def test_views_and_features_of_places_are_as_set(curves, view, mirrored):
         assert torch.equal(found(images, first), want(images, second, mirrored=mirrored))
     assert (len(visible), len(infrared)) == (2, 1)
     assert build_network(config, 1).mirrored == mirrored
+    assert build_network(config, 3).mirrored, "half of the views of colour images are mirror images"
 
 
 def test_the_recipe_of_sysu_mm01_has_the_published_constants():
