@@ -18,6 +18,7 @@ from .schedules import Schedule, fixed
 
 EXPANSIONS = ("mie", "camera", "modality", "plain")
 JOINT_STEPS = ("separate", "combined", "none")
+TONE_CURVES = ("monotone", "bent")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class DataConfig:
     train_share: float = 2 / 3  # landsat: share of the places that train; the others are the unseen test places
     validation: bool = False  # landsat: test on a third of the training places instead, to choose settings
     split_seed: int = 0  # landsat: of the split and of the crops
+    mirrored: bool = True  # landsat: a mirror image shows the same place: training sees it, features average it
+    tone_curves: str = "monotone"  # landsat: of the second visible view; "bent": they rise and fall
+
+    def __post_init__(self) -> None:
+        _check_choice("tone_curves", self.tone_curves, TONE_CURVES)
 
 
 @dataclass(frozen=True)

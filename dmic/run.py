@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from .checkpoint import atomic_write, load_checkpoint, remove_leftovers, save_ch
 from .config import ClusterConfig, Config, StageConfig, differences, load_config, read_toml, to_toml
 from .constants import INFRARED, VISIBLE
 from .data import Dataset, Gallery, landsat_dataset, open_dataset
-from .data.augment import plain_view, toned_view
+from .data.augment import bent_view, plain_view, toned_view
 from .data.augment_rgb import exchanged_view, infrared_view, visible_view
 from .evaluate import ProtocolResult, evaluate_protocol, purity, splits, used_samples
 from .memory import ClusterMemory, InstanceMemory
@@ -93,6 +94,7 @@ def build_network(config: Config, num_channels: int) -> TwoStreamNetwork:
             stem_stride=network.stem_stride,
             grid=(network.grid_height, network.grid_width),
             embedding_dim=network.embedding_dim,
+            mirrored=config.data.mirrored or num_channels != 1,  # views of colour images always are
             seed=seed,
         )
         return load_weights(built, weights) if isinstance(weights, Path) else built
@@ -140,7 +142,9 @@ def build_batches(config: Config, num_channels: int) -> Batches:
     """Batches whose views suit single-band crops or colour images."""
     views = {VISIBLE: (visible_view, exchanged_view), INFRARED: (infrared_view,)}
     if num_channels == 1:
-        views = {VISIBLE: (plain_view, toned_view), INFRARED: (plain_view,)}
+        toned = {"monotone": toned_view, "bent": bent_view}[config.data.tone_curves]
+        plain, toned = (partial(view, mirrored=config.data.mirrored) for view in (plain_view, toned))
+        views = {VISIBLE: (plain, toned), INFRARED: (plain,)}
     settings = config.train
     return Batches(settings.num_iterations, settings.num_classes, settings.num_samples, views, settings.accumulate)
 

@@ -4,9 +4,12 @@ import math
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
+import torch
 
 from dmic.config import Config, differences, from_dict, load_config, read_toml, recipes, to_toml
-from dmic.run import build_batches, build_stages
+from dmic.constants import INFRARED, VISIBLE
+from dmic.data.augment import bent_view, plain_view, toned_view
+from dmic.run import build_batches, build_network, build_stages
 from dmic.schedules import Schedule, fixed
 
 tomllib = pytest.importorskip("tomllib", reason="reading TOML needs Python 3.11")
@@ -52,6 +55,20 @@ def test_every_recipe_loads_and_describes_its_stages(name):
     assert build_batches(config, 3).num_iterations > 0
 
 
+@pytest.mark.parametrize(("curves", "view"), [("monotone", toned_view), ("bent", bent_view)])
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_views_and_features_of_places_are_as_set(curves, view, mirrored):
+    config = load_config("landsat", [f"data.tone_curves={curves}", f"data.mirrored={str(mirrored).lower()}"])
+    visible, infrared = (build_batches(config, 1).views[modality] for modality in (VISIBLE, INFRARED))
+    images = torch.arange(400, dtype=torch.uint8).view(1, 1, 20, 20).expand(32, -1, -1, -1)
+    for found, want in ((visible[0], plain_view), (visible[1], view), (infrared[0], plain_view)):
+        first, second = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+        assert torch.equal(found(images, first), want(images, second, mirrored=mirrored))
+    assert (len(visible), len(infrared)) == (2, 1)
+    assert build_network(config, 1).mirrored == mirrored
+    assert build_network(config, 3).mirrored, "half of the views of colour images are mirror images"
+
+
 def test_the_recipe_of_sysu_mm01_has_the_published_constants():
     config = load_config("sysu_mm01")
     first, second = build_stages(config)
@@ -92,6 +109,7 @@ def test_differences_name_every_setting():
         (("regdb", ["train.weight_decay=nan"]), "config: train.weight_decay must be finite, got nan"),
         (("regdb", ["stage2.joint.eps=inf"]), "config: stage2.joint.eps: Schedule: .* must be finite, got inf"),
         (("regdb", ["stage2.joint_step=both"]), "joint_step must be one of separate, combined, none, got 'both'"),
+        (("landsat", ["data.tone_curves=flat"]), "tone_curves must be one of monotone, bent, got 'flat'"),
         (("regdb", ["stage2.joint.expansion=all"]), "expansion must be one of mie, camera, modality, plain, got 'all'"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 
 from dmic.constants import NOISE
 from dmic.data import CameraCrossingSampler, Gallery, LabeledGallery, landsat_galleries
-from dmic.data.augment import MAX_SHIFT, plain_view, toned_view
+from dmic.data.augment import MAX_SHIFT, bent_view, plain_view, toned_view
 from dmic.data.landsat import CROP, TILE, landsat_bands, textured_places
 
 
@@ -84,17 +84,18 @@ class TestGallery:
 class TestViews:
     IMAGES = torch.randint(0, 256, (64, 1, 20, 20), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
-    @pytest.mark.parametrize("view", [plain_view, toned_view])
+    @pytest.mark.parametrize("view", [plain_view, toned_view, bent_view])
     def test_views_keep_the_shape_and_depend_on_the_generator_alone(self, view):
         first, again, other = (view(self.IMAGES, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
         assert (first.shape, first.dtype) == (self.IMAGES.shape, torch.float32)
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
 
-    def test_a_plain_view_is_a_shifted_crop_or_its_mirror_image(self):
-        views = plain_view(self.IMAGES, torch.Generator().manual_seed(0))
+    @pytest.mark.parametrize("mirrored", [True, False])
+    def test_a_plain_view_is_a_shifted_crop_or_its_mirror_image(self, mirrored):
+        views = plain_view(self.IMAGES, torch.Generator().manual_seed(0), mirrored=mirrored)
         inner = slice(MAX_SHIFT, -MAX_SHIFT)
-        mirrored = 0
+        num_mirrored = 0
         for view, image in zip(views[:, 0], self.IMAGES[:, 0].float(), strict=True):
             found = set()
             for flipped in (False, True):
@@ -105,8 +106,8 @@ class TestViews:
                         if torch.equal(moved[inner, inner], view[inner, inner]):
                             found.add(flipped)
             assert found, "no shift explains the view"
-            mirrored += found == {True}
-        assert 15 < mirrored < 49  # 64 fair coins
+            num_mirrored += found == {True}
+        assert 15 < num_mirrored < 49 if mirrored else num_mirrored == 0  # 64 fair coins
 
     def test_a_tone_curve_keeps_the_order_of_grey_levels(self):
         generator = torch.Generator().manual_seed(0)
@@ -115,6 +116,26 @@ class TestViews:
         toned = toned_view(self.IMAGES, generator.set_state(state))
         for before, after in zip(plain.flatten(1), toned.flatten(1), strict=True):
             assert (after[before.argsort()].diff() >= -1e-3).all()
+
+    @pytest.mark.parametrize("mirrored", [True, False])
+    def test_a_bent_curve_is_a_function_of_the_grey_level_that_rises_and_falls(self, mirrored):
+        images = self.IMAGES // 16 * 16  # 16 levels, each in many pixels
+        generator = torch.Generator().manual_seed(0)
+        state = generator.get_state()
+        plain = plain_view(images, generator, mirrored=mirrored)
+        bent = bent_view(images, generator.set_state(state), mirrored=mirrored)
+        num_bent = 0
+        for before, after in zip(plain.flatten(1), bent.flatten(1), strict=True):
+            levels, level = before.unique(return_inverse=True)
+            curve = torch.zeros(len(levels)).index_copy(0, level, after)
+            assert torch.allclose(curve[level], after, atol=1e-3)
+            num_bent += bool((curve.diff() > 1).any() and (curve.diff() < -1).any())
+        assert num_bent > 20, "most curves, but for those of a small share"
+        assert torch.allclose(plain.mean((1, 2, 3)), bent.mean((1, 2, 3)), atol=1e-2)
+
+    def test_a_flat_crop_stays_flat(self):
+        flat = torch.full((8, 1, 6, 6), 7, dtype=torch.uint8)
+        assert torch.allclose(bent_view(flat, torch.Generator().manual_seed(0)), flat.float(), atol=1e-4)
 
 
 class TestSampler:

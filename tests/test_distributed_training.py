@@ -20,7 +20,7 @@ from dmic.checkpoint import load_checkpoint
 from dmic.config import load_config
 from dmic.constants import INFRARED, VISIBLE
 from dmic.data import Gallery, landsat_galleries
-from dmic.data.augment import plain_view, toned_view
+from dmic.data.augment import bent_view, plain_view, toned_view
 from dmic.data.augment_rgb import exchanged_view, infrared_view, visible_view
 from dmic.data.cross_modality import cross_modality_protocols
 from dmic.evaluate import evaluate_protocol
@@ -286,10 +286,10 @@ def test_a_shared_batch_norm_is_that_of_the_whole_batch():
     assert max(on_ranks(3, batch_norm_errors)) < 1e-12
 
 
-@pytest.mark.parametrize("view", [plain_view, toned_view, visible_view, exchanged_view, infrared_view])
+@pytest.mark.parametrize("view", [plain_view, toned_view, bent_view, visible_view, exchanged_view, infrared_view])
 @pytest.mark.parametrize(("begin", "end"), [(0, 3), (3, 7), (7, 7)])
 def test_a_share_of_a_batch_has_the_views_that_it_has_in_the_whole(view, begin, end):
-    channels = 1 if view in (plain_view, toned_view) else 3
+    channels = 1 if view in (plain_view, toned_view, bent_view) else 3
     images = torch.randint(256, (7, channels, 24, 12), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     whole = view(images, torch.Generator().manual_seed(1))
     own = view(images[begin:end], torch.Generator().manual_seed(1), begin, 7)

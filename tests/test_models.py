@@ -60,6 +60,16 @@ def test_features_are_means_over_an_image_and_its_mirror_image_and_not_normalise
     assert (features.norm(dim=1) < 1).all()
 
 
+def test_features_are_of_the_image_alone_where_a_mirror_image_shows_something_else():
+    gallery = Gallery(images(5), torch.arange(5), torch.tensor([0, 1, 0, 0, 1]))
+    network = small_two_stream(width=4, embedding_dim=16, mirrored=False).eval()
+    visible = gallery.modality_ids == VISIBLE
+    with torch.no_grad():
+        own = network(gallery.images[visible].float(), gallery.images[~visible].float())
+    features = embed(network, gallery, batch_size=2)
+    torch.testing.assert_close(torch.cat([features[visible], features[~visible]]), own, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_embedding_changes_neither_the_mode_nor_the_statistics(training):
     network = small_two_stream(width=4, embedding_dim=16).train(training)

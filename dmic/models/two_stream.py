@@ -65,10 +65,14 @@ class TwoStreamNetwork(nn.Module):
         trunk: takes what either stem gives, [n, C, h, w] to [n, C', h', w'].
         head: pool and projection, [n, C', h', w'] to [n, embedding_dim].
         embedding_dim: d.
+        mirrored: an image and its mirror image show the same, so that a feature is the mean of both.
     """
 
-    def __init__(self, stems: list[nn.Module], trunk: nn.Module, head: nn.Module, embedding_dim: int):
+    def __init__(
+        self, stems: list[nn.Module], trunk: nn.Module, head: nn.Module, embedding_dim: int, *, mirrored: bool = True
+    ):
         super().__init__()
+        self.mirrored = mirrored
         self.stems = nn.ModuleList(stems)
         self.trunk = trunk
         self.head = head
@@ -101,14 +105,15 @@ def embed(
 ) -> torch.Tensor:
     """Features float32 [n, d]: the mean of the L2-normalised embeddings of an image and of its mirror image.
 
-    The mean is not normalised again, so |f_i| <= 1. The network is left in the mode it was in. It works where its
-    parameters are, on a GPU under bfloat16 autocast; images in files are decoded one batch ahead of it.
+    The mean is not normalised again, so |f_i| <= 1. A network that is not `mirrored` embeds the image alone. It is left
+    in the mode it was in, and works where its parameters are, on a GPU under bfloat16 autocast; images in files are
+    decoded one batch ahead of it.
 
     Args:
         network: takes pixels in grey levels.
         gallery: its images, one modality after the other.
         sample_idx: int64 [n], the samples to embed, in the order of the features; all of them if None.
-        batch_size: images at once, and as many mirror images; bounds memory, changes no result beyond rounding.
+        batch_size: images at once, beside their mirror images; bounds memory, changes no result beyond rounding.
         device: of the features; where the parameters are if None.
         progress: called as progress("embed", done, total) after each batch, from the calling thread.
         group: ranks that embed some batches each; the batches, and so the features, are those of one process.
@@ -151,9 +156,10 @@ def embed(
         ):
             for (modality, batch), pixels in zip(rows, loaded, strict=True):
                 images = pixels.to(where).float()
-                both = torch.cat([images, images.flip(3)]).contiguous(memory_format=torch.channels_last)
-                embeddings = network(both, None) if modality == VISIBLE else network(None, both)
-                features[batch.to(device)] = embeddings.view(2, len(batch), -1).mean(0).to(device)
+                shown = torch.cat([images, images.flip(3)]) if network.mirrored else images
+                shown = shown.contiguous(memory_format=torch.channels_last)
+                embeddings = network(shown, None) if modality == VISIBLE else network(None, shown)
+                features[batch.to(device)] = embeddings.view(-1, len(batch), embeddings.shape[1]).mean(0).to(device)
                 done += len(batch)
                 if progress is not None:
                     progress("embed", done, total)
@@ -180,6 +186,7 @@ def small_two_stream(
     stem_stride: int = 1,
     grid: tuple[int, int] = (1, 1),
     embedding_dim: int = 128,
+    mirrored: bool = True,
     seed: int = 0,
 ) -> TwoStreamNetwork:
     """A network of seven layers from random weights, for small images on a CPU.
@@ -195,6 +202,7 @@ def small_two_stream(
         stem_stride: pixels between the responses of a stem: 1, or 2 or 4 for larger images; 4 pools edges of 5 x 5.
         grid: rows and columns of cells that the pool keeps.
         embedding_dim: d.
+        mirrored: of `TwoStreamNetwork`.
         seed: of the weights; the global random state is left alone.
     """
     rows, columns = grid
@@ -209,7 +217,7 @@ def small_two_stream(
             _block(4 * width, 4 * width),
         )
         head = nn.Sequential(GeMPool(grid=grid), nn.Linear(4 * width * rows * columns, embedding_dim))
-        network = TwoStreamNetwork([stem, copy.deepcopy(stem)], trunk, head, embedding_dim)
+        network = TwoStreamNetwork([stem, copy.deepcopy(stem)], trunk, head, embedding_dim, mirrored=mirrored)
     return network.to(memory_format=torch.channels_last)  # the faster layout for convolutions on CPUs
 
 
