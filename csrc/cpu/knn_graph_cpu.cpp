@@ -24,6 +24,7 @@
 #include "../ops/knn_graph.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
@@ -359,25 +360,61 @@ class Search {
       search.finish(progress, seeds_.get(), dist.get());
     }
     progress.check();
+    score_seeds(progress);
+    for_each_chunk(
+        progress, rows_, kRowsPerChunk, [&] { return std::vector<float>(k1_); },
+        [&](int64_t begin, int64_t end, std::vector<float>& distance) {
+          for (int64_t i = begin; i < end; ++i) {
+            const int64_t found = num_seeds(i);
+            std::copy_n(&keys_[i * capacity_], found, distance.begin());
+            start_list(i);
+            for (int64_t t = 0; t < found; ++t) {
+              if (seeds_[i * k1_ + t] == i) continue;
+              keys_[i * capacity_ + count_[i]] = distance[t];
+              idx_[i * capacity_ + count_[i]++] = seeds_[i * k1_ + t];
+            }
+            exact_[i] = count_[i];
+            if (found == k1_) tighten(i, inclusive(*std::max_element(distance.begin(), distance.end()) * scale_sq_));
+          }
+        });
+    progress.check();
+  }
+
+  int64_t num_seeds(int64_t i) const { return std::min(k1_, most_neighbors(i)); }
+
+  // keys_[i, t] = canonical distance of seed t. Two samples that are seeds of each other are compared once, by whichever
+  // has its turn first; by both at once with equal bits.
+  void score_seeds(Progress& progress) {
+    constexpr float kMissing = std::numeric_limits<float>::quiet_NaN();
+    const auto key = [&](int64_t i, int64_t t) { return std::atomic_ref<float>(keys_[i * capacity_ + t]); };
+    for (int64_t i = 0; i < rows_; ++i) std::fill_n(&keys_[i * capacity_], num_seeds(i), kMissing);
     const std::vector<int32_t> order = order_by_neighbors(seeds_.get(), rows_, k1_);
-    const auto new_dots = [&] { return std::pair(std::vector<double>(d_ + kDotLanes), std::vector<double>(k1_)); };
-    for_each_chunk(progress, rows_, kRowsPerChunk, new_dots, [&](int64_t begin, int64_t end, auto& scratch) {
+    struct Worker {
+      std::vector<double> wide, dots;
+      std::vector<int32_t> missing, places;
+    };
+    const auto new_worker = [&] { return Worker{std::vector<double>(d_ + kDotLanes), std::vector<double>(k1_), {}, {}}; };
+    for_each_chunk(progress, rows_, kRowsPerChunk, new_worker, [&](int64_t begin, int64_t end, Worker& worker) {
       for (int64_t turn = begin; turn < end && !progress.stopped(); ++turn) {
         const int64_t i = order[turn];
-        const int32_t* mine = &seeds_[i * k1_];
-        const int64_t found = std::min(k1_, most_neighbors(i));
-        kernels_.dots(features_ + i * d_, features_, d_, mine, found, scratch.first.data(), scratch.second.data());
-        float last = 0;
-        start_list(i);
-        for (int64_t t = 0; t < found; ++t) {
-          const float distance = static_cast<float>(squared_distance(norm_sq_[i], norm_sq_[mine[t]], scratch.second[t]));
-          last = std::max(last, distance);
-          if (mine[t] == i) continue;
-          keys_[i * capacity_ + count_[i]] = distance;
-          idx_[i * capacity_ + count_[i]++] = mine[t];
+        worker.missing.clear();
+        worker.places.clear();
+        for (int32_t t = 0; t < num_seeds(i); ++t) {
+          if (!std::isnan(key(i, t).load(std::memory_order_relaxed))) continue;
+          worker.missing.push_back(seeds_[i * k1_ + t]);
+          worker.places.push_back(t);
         }
-        exact_[i] = count_[i];
-        if (found == k1_) tighten(i, inclusive(last * scale_sq_));
+        const int64_t count = static_cast<int64_t>(worker.missing.size());
+        kernels_.dots(features_ + i * d_, features_, d_, worker.missing.data(), count, worker.wide.data(),
+                      worker.dots.data());
+        for (int64_t m = 0; m < count; ++m) {
+          const int32_t j = worker.missing[m];
+          const float distance = static_cast<float>(squared_distance(norm_sq_[i], norm_sq_[j], worker.dots[m]));
+          key(i, worker.places[m]).store(distance, std::memory_order_relaxed);
+          const int32_t *first = &seeds_[j * k1_], *last = first + num_seeds(j), *mirrored = std::find(first, last, i);
+          if (mirrored < last) key(j, mirrored - first).store(distance, std::memory_order_relaxed);
+        }
+        progress.poll();
       }
     });
     progress.check();
