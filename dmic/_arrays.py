@@ -87,6 +87,22 @@ def _from_numpy(array: np.ndarray, argument: str) -> torch.Tensor:
     return torch.from_numpy(np.asarray(array if array.flags.writeable else _Writable(array)))
 
 
+def check_device(argument: str, device: Any) -> torch.device:
+    """The device that is meant, if it is there; ValueError that begins with the name of the argument if it is not."""
+    try:
+        kind = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"{argument} must be cpu, cuda or cuda:NUMBER, got {device!r}") from None
+    if kind.type not in ("cpu", "cuda"):
+        raise ValueError(f"{argument} must be cpu, cuda or cuda:NUMBER, got {device!r}")
+    found = torch.cuda.device_count()
+    if kind.type == "cuda" and (kind.index or 0) >= found:
+        raise ValueError(
+            f"{argument} {device}: there {'is' if found == 1 else 'are'} {found} GPU(s); `dmic doctor` says more"
+        )
+    return kind
+
+
 def to_integer(value: Any, argument: str) -> int:
     """`value` as an int that fits int64, or ValueError naming `argument`, such as `"knn_graph: k1"`."""
     try:

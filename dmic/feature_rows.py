@@ -32,14 +32,15 @@ class FeatureRows:
     source: torch.Tensor | tuple[Path, int]  # in memory, or a file and where its first value is
 
     @classmethod
-    def of(cls, name: str, features: Any) -> FeatureRows:
-        """Of an array [N, d], or of a `.npy` or `.safetensors` file (key `features`), by its path.
+    def of(cls, name: str, features: Any, device: str | torch.device = "cpu") -> FeatureRows:
+        """Of an array [N, d], on its own device; or of a `.npy` or `.safetensors` file (key `features`) by path, with
+        blocks on the device that is named.
 
         Raises:
             ValueError: in one line: the file cannot be read, has no features [N, d] of floating point in rows.
         """
         if isinstance(features, str | Path):
-            return _open(Path(features))
+            return _open(Path(features), torch.device(device))
         tensor = to_tensor(features, f"{name}: features")
         if tensor.dim() != 2 or not tensor.is_floating_point():
             got = f"{dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)}"
@@ -60,14 +61,13 @@ class FeatureRows:
             rows = self.source[begin:end]
         else:
             path, offset = self.source
-            size = self.dtype.itemsize
-            buffer = bytearray((end - begin) * self.shape[1] * size)
+            row_bytes, on_gpu = self.shape[1] * self.dtype.itemsize, self.device.type == "cuda"
+            rows = torch.empty(end - begin, self.shape[1], dtype=self.dtype, pin_memory=on_gpu)
             with path.open("rb") as file:
-                file.seek(offset + begin * self.shape[1] * size)
-                if file.readinto(buffer) != len(buffer):
+                file.seek(offset + begin * row_bytes)
+                if rows.numel() and file.readinto(rows.view(torch.uint8).numpy()) != rows.nbytes:
                     raise ValueError(f"{path}: ends before row {end}; it is truncated")
-            rows = torch.frombuffer(buffer, dtype=self.dtype) if buffer else torch.empty(0, dtype=self.dtype)
-            rows = rows.reshape(end - begin, self.shape[1])
+            rows = rows.to(self.device, non_blocking=True)  # the next block is read while this one is on its way
         single = rows.to(torch.float32).contiguous()
         if single.numel() and not all(bound.isfinite() for bound in torch.aminmax(single)):
             bad = (~single.isfinite()).nonzero()[0].tolist()
@@ -87,7 +87,7 @@ class FeatureRows:
         return FeatureRows((end - begin, self.shape[1]), self.dtype, self.device, source)
 
 
-def _open(path: Path) -> FeatureRows:
+def _open(path: Path, device: torch.device) -> FeatureRows:
     if path.suffix not in OPENERS:
         raise ValueError(f"{path}: to read features block by block the extension must be one of {', '.join(OPENERS)}")
     try:
@@ -99,7 +99,7 @@ def _open(path: Path) -> FeatureRows:
         raise ValueError(f"{path}: features must have shape [N, d], got {tuple(shape)}")
     if size < offset + shape[0] * shape[1] * dtype.itemsize:
         raise ValueError(f"{path}: has {size} bytes, too few for features of shape {tuple(shape)}; it is truncated")
-    return FeatureRows(tuple(shape), dtype, torch.device("cpu"), (path, offset))
+    return FeatureRows(tuple(shape), dtype, device, (path, offset))
 
 
 def _open_npy(path: Path) -> tuple[tuple[int, ...], torch.dtype, int]:

@@ -18,7 +18,7 @@ import torch
 
 from . import directions
 from . import process_group as ranks
-from ._arrays import dtype_name, like, to_integer, to_tensor
+from ._arrays import check_device, dtype_name, like, to_integer, to_tensor
 from .block_memory import MIN_BLOCK_ROWS, MemoryEstimate, Search, block_memory, format_bytes
 from .constants import NOISE
 from .csr import Csr
@@ -142,6 +142,7 @@ def pseudo_labels(
     distance: Csr | None = None,
     process_group: Any = None,
     folder: str | Path | None = None,
+    device: Any = None,
 ) -> PseudoLabels:
     """Cluster a gallery: exact neighbours, k-reciprocal encoding, invariant expansion, Jaccard distance, DBSCAN.
 
@@ -174,6 +175,7 @@ def pseudo_labels(
             process.
         folder: where neighbours, encoding and distances are kept as they are finished, and taken from if they are
             there, also by another number of ranks.
+        device: where blocks of a file are computed on; None is the CPU. Arrays are computed on where they are.
 
     Returns:
         PseudoLabels with arrays of the kind of `features`, on its device (else of what is given in its place).
@@ -191,11 +193,17 @@ def pseudo_labels(
     if min_samples < 1:
         raise ValueError(f"{name}: min_samples must be at least 1, got {min_samples}")
     search = Search(k1, k2, eps, min_samples)
-    if process_group is not None or folder is not None or isinstance(features, str | Path):
+    from_file = isinstance(features, str | Path)
+    if device is not None and not from_file:
+        raise ValueError(f"{name}: device={device} is for features from a path; put an array there yourself")
+    if process_group is not None or folder is not None or from_file:
         for argument, given in {"neighbor_idx": neighbor_idx, "encoding": encoding, "distance": distance}.items():
             if given is not None:
                 raise ValueError(f"{name}: {argument} cannot be given with a process_group, a folder or a path")
-        return _by_blocks(name, features, camera_ids, modality_ids, search, process_group, folder, max_memory, progress)
+        where = check_device(f"{name}: device", "cpu" if device is None else device)
+        return _by_blocks(
+            name, features, camera_ids, modality_ids, search, process_group, folder, max_memory, progress, where
+        )
     with _explained_out_of_memory(name, None, k1, k2, eps):
         inputs = check_inputs(name, features, camera_ids, modality_ids, neighbor_idx, encoding, distance, k1, k2)
     if _needs_blocks(name, inputs, search, max_memory):
@@ -484,7 +492,9 @@ def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | N
     )
 
 
-def _by_blocks(name, features, camera_ids, modality_ids, search, group, folder, max_memory, progress) -> PseudoLabels:
+def _by_blocks(
+    name, features, camera_ids, modality_ids, search, group, folder, max_memory, progress, device="cpu"
+) -> PseudoLabels:
     """The same of a gallery in a file, or of the rows of this rank; what is wrong on one rank is an error on all."""
     from . import distributed  # loads the compiled ops
     from .stage_files import StageFiles
@@ -493,7 +503,7 @@ def _by_blocks(name, features, camera_ids, modality_ids, search, group, folder, 
     try:
         if features is None:
             raise ValueError(f"{name}: features are needed, got None")
-        rows = FeatureRows.of(name, features)
+        rows = FeatureRows.of(name, features, device)
         n = rows.shape[0]
         camera = _check_ids(name, "camera_ids", camera_ids, n, rows.device)
         modality = _check_ids(name, "modality_ids", modality_ids, n, rows.device)

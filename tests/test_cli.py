@@ -213,6 +213,7 @@ def make_bad_files(features):
         ("gallery.npz --eps nan", "eps must be in [0, 1], got nan"),
         ("gallery.npz --min-samples 0", "min_samples must be at least 1, got 0"),
         ("gallery.npz --k1 many", "argument --k1: invalid int value: 'many'"),
+        ("gallery.npz --device cuda:99", "--device cuda:99: there "),
         ("gallery.npz --max-memory 4QB", "argument --max-memory: must be a size such as 4GB or 512MiB, got '4QB'"),
         ("gallery.npz --max-memory 9kB", "about "),
         ("gallery.npz --cluster", "unrecognized arguments: --cluster"),

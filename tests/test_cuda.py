@@ -20,9 +20,10 @@ import pytest
 import torch
 from compare import assert_same_bits
 from generators import duplicated_features, gallery
+from safetensors.torch import save_file
 
 import dmic
-from dmic import _native, ops
+from dmic import _native, block_memory, ops
 from dmic._arrays import to_tensor
 
 STAGES = ["knn_graph", "k_reciprocal_encoding", "invariant_expansion", "jaccard_distance", "dbscan"]
@@ -254,6 +255,21 @@ def test_a_device_that_is_not_the_current_one(place, samples, want):
 
 def test_ids_on_another_device_follow_the_features(place, samples, want):
     assert_same_bits(found(**samples | {"features": samples["features"].to(place.device)}), want)
+
+
+@pytest.mark.parametrize("block_rows", [None, 31])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_is_clustered_on_the_device_block_by_block(place, samples, tmp_path, monkeypatch, block_rows, dtype):
+    if block_rows is not None:
+        monkeypatch.setattr(block_memory, "MAX_BLOCK_ROWS", block_rows * place.num_samples // 70)
+        monkeypatch.setattr(block_memory, "MIN_BLOCK_ROWS", 1)
+    stored = samples["features"].to(dtype)
+    save_file({"features": stored}, tmp_path / "gallery.safetensors")
+    ids = {name: samples[name] for name in ("camera_ids", "modality_ids")}
+    got = found(features=tmp_path / "gallery.safetensors", device=place.device, **ids)
+    assert {tensor.device for tensor in got} == {place.device}
+    with place.on_the_cpu():
+        assert_same_bits(got, found(features=stored, **ids))
 
 
 def test_inputs_of_any_strides(place, samples, want):

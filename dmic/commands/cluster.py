@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .. import process_group
 from .._arrays import dtype_name, to_tensor
@@ -24,6 +23,7 @@ from ..feature_rows import OPENERS
 from ..npz import check_npz_output, write_npz
 from ..progress import show_progress
 from ..pseudo_labels import PseudoLabels, check_search, estimate_memory, needs_copy, pseudo_labels
+from . import common
 
 KEYS = ("features", "camera_ids", "modality_ids")
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eps", type=float, default=0.6, help="DBSCAN radius in [0, 1] (default: 0.6)")
     parser.add_argument("--min-samples", type=int, default=4, help="neighbours of a core sample (default: 4)")
     parser.add_argument("--max-memory", type=parse_bytes, metavar="SIZE", help="such as 4GB: work in blocks that fit")
+    common.add_device(parser)
     parser.add_argument("--resume", type=Path, metavar="DIR", help="keep finished stages there, and go on from them")
     parser.add_argument(
         "--timeout",
@@ -56,11 +57,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Cluster, write, and print what was found; under torchrun rank 0 does the latter two."""
-    with process_group.started("cpu", timedelta(minutes=options.timeout)) as group:
-        return _run(options, group)
+    device = common.device(options.device)
+    with process_group.started(device, timedelta(minutes=options.timeout)) as group:
+        return _run(options, device, group)
 
 
-def _run(options: argparse.Namespace, group: process_group.Group) -> int:
+def _run(options: argparse.Namespace, device: str, group: process_group.Group) -> int:
     first = process_group.rank(group) == 0
     check_npz_output(options.out, options.file)
     gallery = load_gallery(options.file, options.camera_ids, options.modality_ids)
@@ -73,7 +75,7 @@ def _run(options: argparse.Namespace, group: process_group.Group) -> int:
         print(f"not used: {', '.join(gallery.unused_keys)} (known keys are {', '.join(KEYS)})")
     num_samples, num_features = gallery.features.shape
     copied = needs_copy(gallery.features)
-    estimate = estimate_memory(num_samples, num_features, **search, copy_features=copied)
+    estimate = estimate_memory(num_samples, num_features, **search, copy_features=copied, device=device)
     limit = options.max_memory
     in_blocks = group is not None or options.resume is not None or (limit is not None and estimate.peak_bytes > limit)
     needed = f"about {estimate}"
@@ -87,22 +89,24 @@ def _run(options: argparse.Namespace, group: process_group.Group) -> int:
         print(f"memory {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
     features, own = gallery.features, slice(*process_group.share(num_samples, group))
     shared = {name: None if given is None else given[own] for name, given in ids.items()}
+    rows = {"process_group": group, "folder": options.resume} if in_blocks else {}
     if in_blocks and options.file.suffix in OPENERS:
         features, shared = options.file, ids  # every rank reads its own share
-    elif group is not None:
-        features = features[own]
-    rows = {"process_group": group, "folder": options.resume} if in_blocks else {}
+        rows["device"] = device
+    else:
+        features = (features if group is None else features[own]).to(device)
     with show_progress() if first else nullcontext() as progress:
         result = pseudo_labels(features, **shared, **settings, **rows, max_memory=limit, progress=progress)
     if group is not None:
         with (watch := process_group.Watch(group)).guard():
             watch.enter("the labels of all ranks")
-            parts = (torch.as_tensor(part) for part in (result.labels, result.core_mask))
+            parts = result.labels, result.core_mask
             labels, core_mask = (process_group.all_gather_rows(part, group) for part in parts)
         result = replace(result, labels=labels, core_mask=core_mask)
     if not first:
         return 0
-    arrays = {"labels": np.asarray(result.labels), "core_mask": np.asarray(result.core_mask)}
+    result = replace(result, labels=result.labels.cpu(), core_mask=result.core_mask.cpu())
+    arrays = {"labels": result.labels.numpy(), "core_mask": result.core_mask.numpy()}
     write_npz(options.out, **arrays, **settings, dmic_version=__version__)
     _print_result(result, ids)
     print(f"wrote {options.out}")

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from .. import process_group
+from .._arrays import check_device
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -35,15 +36,7 @@ def device(name: str) -> str:
         if name != "cuda":
             raise ValueError(f"--device {name}: every rank takes the GPU of its own number, use --device cuda")
         name = f"cuda:{process_group.local_rank()}"
-    try:
-        kind = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device must be cpu, cuda or cuda:NUMBER, got {name!r}") from None
-    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(
-            f"--device {name}: there {'is' if found == 1 else 'are'} {found} GPU(s); `dmic doctor` says more"
-        )
+    check_device("--device", name)
     return name
 
 
