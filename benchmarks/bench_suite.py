@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -44,6 +45,11 @@ def test_every_method_is_measured_and_agrees(tmp_path, capsys):
     assert page.endswith("after\n")
     assert "old" not in page
     assert "| published dense pipeline |" in page
+    (cost,) = re.findall(r"^\| easy, .* \| 512 \| (.*) \| (.*) \| (.*) \| (.*) \| (.*)% \|$", page, re.MULTILINE)
+    ours = result["methods"][suite.OURS]["stages"]
+    after = [ours[stage]["seconds"]["median"] for stage in growth.PANELS[2:]]
+    assert [float(micros) for micros in cost[:4]] == [round(seconds / 512 * 1e6, 1) for seconds in after]
+    assert abs(float(cost[4]) / 100 - sum(after) / (sum(after) + ours[suite.SEARCH]["seconds"]["median"])) < 0.01
     assert (tmp_path / "growth.svg").stat().st_size > 10_000
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 

@@ -59,8 +59,33 @@ def draw(results: list[dict], kind: dict, folder: Path) -> None:
     pyplot.close(figure)
 
 
+def kind_of(case: dict) -> str:
+    norms = "unit" if case["unit_norm"] else "free"
+    return f"{case['difficulty']}, {norms} norms, d {case['dim']}, k {case['k1']}/{case['k2']}"
+
+
+def after_the_search(results: list[dict]) -> list[str]:
+    """Markdown: what a row of a gallery costs us in every stage but the search, cases of one kind together."""
+    whole, search, *after = PANELS
+    lines = [
+        "Microseconds that a row takes after the search, and their share of the whole:",
+        "",
+        f"| features | N | {' | '.join(after)} | share |",
+        "|" + "---|" * (len(after) + 3),
+    ]
+    for result in sorted(results, key=lambda r: (kind_of(r["case"]), r["num_samples"])):
+        stages = result["methods"].get("dmic", {}).get("stages", {})
+        if whole not in stages:
+            continue
+        seconds = {stage: stages[stage]["seconds"]["median"] for stage in PANELS}
+        micros = " | ".join(f"{seconds[stage] / result['num_samples'] * 1e6:.1f}" for stage in after)
+        share = sum(seconds[stage] for stage in after) / (seconds[search] + sum(seconds[stage] for stage in after))
+        lines.append(f"| {kind_of(result['case'])} | {result['num_samples']:,} | {micros} | {share:.0%} |")
+    return lines
+
+
 def block(document: dict) -> str:
-    """Markdown: the pictures, the whole clusterings, and what was skipped and why."""
+    """Markdown: the pictures, the whole clusterings, what was skipped and why, and what the stages cost a row."""
     machine = document["machine"]
     lines = [
         f"{machine['cpu']}, {machine['torch_threads']} threads, commit `{document['commit']}`:",
@@ -71,9 +96,7 @@ def block(document: dict) -> str:
         "|---|---|---|---|---|---|",
     ]
     for result in sorted(document["results"], key=lambda r: r["num_samples"]):
-        case = result["case"]
-        kind = f"{case['difficulty']}, {'unit' if case['unit_norm'] else 'free'} norms, d {case['dim']}"
-        start = f"| {result['num_samples']:,} | {kind}, k {case['k1']}/{case['k2']} |"
+        start = f"| {result['num_samples']:,} | {kind_of(result['case'])} |"
         for name, method in result["methods"].items():
             if "skipped" in method:
                 lines.append(f"{start} {name} | - | - | {method['skipped']} |")
@@ -82,6 +105,7 @@ def block(document: dict) -> str:
                 seconds = whole["seconds"]
                 numbers = f"{seconds['median']:.2f} ({len(seconds['repeats'])}) | {whole['peak_bytes'] / 1e6:.0f}"
                 lines.append(f"{start} {name} | {numbers} | {whole['answer'] or '-'} |")
+    lines += ["", *after_the_search(document["results"])]
     return "\n".join([*lines, "", "Commands:", "", *(f"    {command}" for command in document["commands"])]) + "\n"
 
 
