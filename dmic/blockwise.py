@@ -38,6 +38,10 @@ class Rows(NamedTuple):
     def __len__(self) -> int:  # not the length of the tuple
         return self.end - self.begin
 
+    def halves(self) -> tuple[Rows, Rows]:
+        middle = (self.begin + self.end) // 2
+        return Rows(self.begin, middle), Rows(middle, self.end)
+
 
 class Turn(NamedTuple):
     """One step around the ring: which of the own rows go where, which come from where and meet which of the own."""
@@ -95,19 +99,17 @@ class Ring:
         return max(len(self.blocks(self.owned_by(rank))) for rank in range(self.size))
 
     def half_turns(self) -> Iterator[Turn]:
-        """Every two ranks once. In the last step of an even ring both have each other: the lower rank takes the first
-        half of its rows with all of the other, which takes all of its own with the second half."""
+        """Every two ranks once. In the last step of an even ring both have each other: halves of their rows go both
+        ways, the lower rank compares first with first and second with second, and the other one crosswise."""
         for shift in range(1, self.size // 2 + 1):
             to, source = (self.rank + shift) % self.size, (self.rank - shift) % self.size
             if 2 * shift < self.size:
                 yield Turn(to, self.own, source, self.owned_by(source), self.own)
                 continue
-            other, low = self.owned_by(source), self.owned_by(min(self.rank, source))
-            first, second = Rows(low.begin, low.begin + len(low) // 2), Rows(low.begin + len(low) // 2, low.end)
-            lower = self.rank < source
-            yield Turn(
-                to, second if lower else self.own, source, other if lower else second, first if lower else self.own
-            )
+            mine, theirs = self.own.halves(), self.owned_by(source).halves()
+            for half in (0, 1):
+                met_by = mine[half] if self.rank < source else mine[1 - half]
+                yield Turn(to, mine[half], source, theirs[half], met_by)
 
     def full_turns(self) -> Iterator[Turn]:
         """The rows of every other rank come by."""
@@ -115,35 +117,34 @@ class Ring:
             to, source = (self.rank + shift) % self.size, (self.rank - shift) % self.size
             yield Turn(to, self.own, source, self.owned_by(source), self.own)
 
-    def pass_blocks(self, turn: Turn, load: Callable[[Rows], torch.Tensor], columns: int) -> Iterator[Received]:
-        """Send the blocks of `turn.sent`, float32 [rows, columns], and yield those received, one ahead of their use.
+    def rounds(self, turn: Turn) -> int:
+        """In how many steps blocks are swapped in a turn, which is the same for all who wait for each other."""
+        if turn.to != turn.source:
+            return self.most_blocks
+        return max(len(self.blocks(rows)) for rows in (turn.sent, turn.received))
 
-        Where one way has fewer blocks they go at even intervals: who works twice as long on one sends two meanwhile.
-        """
+    def pass_blocks(self, turn: Turn, load: Callable[[Rows], torch.Tensor], columns: int) -> Iterator[Received]:
+        """Send the blocks of `turn.sent`, float32 [rows, columns], and yield those received, one ahead of their use."""
         sent, received = self.blocks(turn.sent), self.blocks(turn.received)
-        rounds = max(len(sent), len(received))
-        leaves, arrives = (
-            {t * rounds // len(rows): block for t, block in enumerate(rows)} for rows in (sent, received)
-        )
 
         def begin(index: int) -> tuple[list[dist.Work], list[torch.Tensor]]:
             operations, held = [], []
-            if index in leaves:
-                held.append(load(leaves[index]).contiguous())
+            if index < len(sent):
+                held.append(load(sent[index]).contiguous())
                 operations.append(dist.P2POp(dist.isend, held[-1], group=self.group, group_peer=turn.to))
-            if index in arrives:
-                held.append(torch.empty(len(arrives[index]), columns, device=self.device))
+            if index < len(received):
+                held.append(torch.empty(len(received[index]), columns, device=self.device))
                 operations.append(dist.P2POp(dist.irecv, held[-1], group=self.group, group_peer=turn.source))
             return dist.batch_isend_irecv(operations) if operations else [], held
 
         started = begin(0)
-        for index in range(rounds):
+        for index in range(max(len(sent), len(received))):
             works, held = started
             for work in works:
                 work.wait()
             started = begin(index + 1)
-            if index in arrives:
-                yield Received(arrives[index], held[-1])
+            if index < len(received):
+                yield Received(received[index], held[-1])
 
     def swap(self, tensors: list[torch.Tensor], to: int, source: int) -> list[torch.Tensor]:
         """Send tensors of any length to one rank and receive as many, of the same dtypes and columns, from another."""
@@ -398,7 +399,7 @@ def jaccard_distance(
             join(x, y, load(y))
     for turn in turns:
         sent, received = ring.blocks(turn.sent), ring.blocks(turn.received)
-        for index in range(ring.most_blocks):  # the same number everywhere, so that nobody waits for who is done
+        for index in range(ring.rounds(turn)):
             given = load(sent[index]) if index < len(sent) else _slice(encoding, 0, 0)
             parts = [given.row_ptr.diff().int(), given.col_idx, given.values]
             lengths, col_idx, values = ring.swap(parts, turn.to, turn.source)
