@@ -67,11 +67,10 @@ def run(folder: Path, ranks: int, settings: dict) -> tuple[dict, np.ndarray]:
 
 def estimate(num_samples: int, ranks: int, dim: int, search: Search, max_memory: int, threads: int) -> int:
     """What a rank was said to need at most, before the work."""
-    own = -(-num_samples // ranks)
+    case = num_samples, -(-num_samples // ranks), ranks, dim, search
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    block_rows = choose_block_rows("scale", num_samples, own, dim, search, max_memory)
-    stages = block_memory(num_samples, own, dim, search, block_rows)
+    stages = block_memory(*case, choose_block_rows("scale", *case, max_memory))
     torch.set_num_threads(before)
     return max(stages.values())
 

@@ -11,7 +11,7 @@ Every rank holds the neighbour lists of all samples; nothing else grows with N a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from . import ops, process_group
+from .block_memory import MERGED_ROWS, give_back
 from .constants import NOISE
 from .csr import Csr
 from .process_group import Group
@@ -205,13 +206,14 @@ class Lists:
 
     def merge(self, idx: torch.Tensor, dist: torch.Tensor, first: int = 0) -> None:
         """Take in other lists [n, any number] of samples that are not there yet, numbered from `first`."""
-        idx = torch.where(idx < 0, idx, idx + first)
-        keys = [
-            d.view(torch.int32).long() << 32 | (i.long() & 0xFFFFFFFF) for i, d in ((self.idx, self.dist), (idx, dist))
-        ]
-        nearest = torch.cat(keys, 1).sort(1).values[:, : self.idx.shape[1]]
-        self.idx.copy_(nearest.int())  # the low half; 0xFFFFFFFF is -1
-        self.dist.copy_((nearest >> 32).int().view(torch.float32))
+        for begin in range(0, len(idx), MERGED_ROWS):  # it takes eight times the memory of the lists
+            rows = slice(begin, begin + MERGED_ROWS)
+            mine, others = (self.idx[rows], self.dist[rows]), (idx[rows], dist[rows])
+            others = torch.where(others[0] < 0, others[0], others[0] + first), others[1]
+            keys = [d.view(torch.int32).long() << 32 | (i.long() & 0xFFFFFFFF) for i, d in (mine, others)]
+            nearest = torch.cat(keys, 1).sort(1).values[:, : self.idx.shape[1]]
+            mine[0].copy_(nearest.int())  # the low half; 0xFFFFFFFF is -1
+            mine[1].copy_((nearest >> 32).int().view(torch.float32))
 
 
 class Progress:
@@ -328,23 +330,22 @@ def k_reciprocal_encoding(
         return read(rows.begin - own.begin, rows.end - own.begin)
 
     def multiply(y: Rows, of_y: torch.Tensor) -> None:
-        inside = (col_idx >= y.begin) & (col_idx < y.end)
-        before = torch.cat([inside.new_zeros(1, dtype=torch.int64), inside.cumsum(0)])
-        ptr, position = before[row_ptr], inside.nonzero().flatten()
         watch = progress.part(len(y))
         for x in ring.blocks(own):
-            part = ptr[x.begin - own.begin : x.end - own.begin + 1]
-            chosen = position[part[0] : part[-1]]
-            if len(chosen):
-                dots[chosen] = ops.sampled_dots(
-                    load(x), of_y, part - part[0], col_idx[chosen] - y.begin, progress=watch
-                )
+            begin, end = x.begin - own.begin, x.end - own.begin
+            ptr = row_ptr[begin : end + 1]
+            part = slice(int(ptr[0]), int(ptr[-1]))
+            inside = (col_idx[part] >= y.begin) & (col_idx[part] < y.end)
+            ptr, columns = _row_ptr(inside)[ptr - ptr[0]], col_idx[part][inside]
+            if len(columns):
+                dots[part][inside] = ops.sampled_dots(load(x), of_y, ptr, columns.sub_(y.begin), progress=watch)
 
     for y in ring.blocks(own):
         multiply(y, load(y))
     for turn in ring.full_turns():
         for y, of_y in ring.pass_blocks(turn, load, num_features):
             multiply(y, of_y)
+    give_back()
     return ops.k_reciprocal_weights(row_ptr, col_idx, dots, n)
 
 
@@ -370,6 +371,7 @@ def invariant_expansion(
         ids = [None if given is None else given[needed.long()] for given in (camera_ids, modality_ids)]
         places = torch.searchsorted(needed, lists.contiguous()).int()
         parts.append(ops.invariant_expansion(fetched, places, k2, *ids, progress=progress.part(len(rows))))
+    give_back()
     return _concatenate(parts)
 
 
@@ -397,6 +399,7 @@ def jaccard_distance(
         edges.add(found, x.begin, x.begin)
         for y in ring.blocks(own)[:t]:
             join(x, y, load(y))
+        give_back()
     for turn in turns:
         sent, received = ring.blocks(turn.sent), ring.blocks(turn.received)
         for index in range(ring.rounds(turn)):
@@ -408,6 +411,7 @@ def jaccard_distance(
             of_y = Csr(_row_ptr(lengths), col_idx, values, n)
             for x in ring.blocks(turn.met_by):
                 join(x, received[index], of_y)
+            give_back()
     return edges.of_own_rows()
 
 
@@ -418,27 +422,40 @@ def dbscan(distance: Csr, eps: float, min_samples: int, ring: Ring) -> tuple[tor
     ones, ranks agree by the minimum, paths are halved, until nothing moves.
     """
     own, n, device = ring.own, ring.num_samples, ring.device
-    within = distance.values <= torch.tensor(eps, dtype=torch.float32)
-    row = torch.repeat_interleave(torch.arange(len(own), device=device), distance.row_ptr.diff())[within]
-    col = distance.col_idx[within].long()
-    core_mask = torch.bincount(row, minlength=len(own)) >= min_samples
+    radius = torch.tensor(eps, dtype=torch.float32)
+
+    def pairs_within() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Of the own rows, counted from the first of them, and of all samples; a block of rows at a time."""
+        for rows in ring.blocks(own):
+            first, last = rows.begin - own.begin, rows.end - own.begin
+            part = _slice(distance, first, last)
+            within = part.values <= radius
+            row = torch.repeat_interleave(torch.arange(first, last, device=device), part.row_ptr.diff())
+            yield row[within], part.col_idx[within].long()
+
+    degree = torch.zeros(len(own), dtype=torch.int64, device=device)
+    for row, _ in pairs_within():
+        degree += torch.bincount(row, minlength=len(own))
+    core_mask = degree >= min_samples
     core = process_group.all_gather_rows(core_mask, ring.group)
-    joined = core_mask[row] & core[col]
-    a, b = row[joined] + own.begin, col[joined]
     parent = torch.arange(n, device=device)
     while True:
-        before = parent
-        lower, upper = torch.minimum(parent[a], parent[b]), torch.maximum(parent[a], parent[b])
-        hooked = parent.scatter_reduce(0, upper, lower, "amin")
+        hooked = parent.clone()
+        for row, col in pairs_within():
+            joined = core_mask[row] & core[col]
+            a, b = parent[row[joined] + own.begin], parent[col[joined]]
+            hooked.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
         ring.reduce(hooked, dist.ReduceOp.MIN)
-        parent = hooked[hooked]
-        parent = parent[parent]
-        if torch.equal(parent, before):
+        hooked = hooked[hooked]
+        hooked = hooked[hooked]
+        if torch.equal(hooked, parent):
             break
+        parent = hooked
     number = torch.where(core & (parent == torch.arange(n, device=device)), 1, 0).cumsum(0) - 1
     cluster = torch.where(core, number[parent], n)  # of every core sample
     labels = torch.full((len(own),), n, device=device)
-    labels.scatter_reduce_(0, row, cluster[col], "amin")
+    for row, col in pairs_within():
+        labels.scatter_reduce_(0, row, cluster[col], "amin")
     labels[core_mask] = cluster[own.begin : own.end][core_mask]
     labels[labels == n] = NOISE
     return labels, core_mask, int(number[-1]) + 1 if n else 0
@@ -449,7 +466,7 @@ class _Edges:
 
     def __init__(self, ring: Ring, max_pairs: int | None):
         self.ring, self.max_pairs, self.count = ring, max_pairs, 0
-        self.found: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(ring.size)]
+        self.found: list[tuple[list[torch.Tensor], ...]] = [([], [], []) for _ in range(ring.size)]
 
     def room(self) -> int | None:
         return None if self.max_pairs is None else max(0, self.max_pairs - self.count // 2)
@@ -462,20 +479,30 @@ class _Edges:
         owner = int(np.searchsorted(self.ring.offsets, first_row, side="right")) - 1
         index = torch.arange(first_row, first_row + rows.num_rows, dtype=torch.int32, device=self.ring.device)
         row = torch.repeat_interleave(index, rows.row_ptr.diff())
-        self.found[owner].append((row, rows.col_idx + first_col, rows.values))
+        for parts, part in zip(self.found[owner], (row, rows.col_idx + first_col, rows.values), strict=True):
+            parts.append(part)
 
     def of_own_rows(self) -> Csr:
         ring, own = self.ring, self.ring.own
         parts = []
         for kind, dtype in enumerate((torch.int32, torch.int32, torch.float32)):
             empty = torch.empty(0, dtype=dtype, device=ring.device)
-            sent = [torch.cat([empty, *(edge[kind] for edge in edges)]) for edges in self.found]
+            sent = [torch.cat([empty, *edges[kind]]) for edges in self.found]
+            for edges in self.found:
+                edges[kind].clear()
             parts.append(ring.all_to_all(torch.cat(sent), [len(part) for part in sent])[0])
-        self.found.clear()
+            del sent
         row, col, values = parts
-        order = (row.long() * ring.num_samples + col).argsort()
-        lengths = torch.bincount(row.long() - own.begin, minlength=len(own))
-        return Csr(_row_ptr(lengths), col[order], values[order], ring.num_samples)
+        row_ptr = _row_ptr(torch.bincount(row - own.begin, minlength=len(own)))
+        sorted_rows = Csr(row_ptr, torch.empty_like(col), torch.empty_like(values), ring.num_samples)
+        for rows in ring.blocks(own):  # sorting takes many times the memory of the pairs
+            inside = (row >= rows.begin) & (row < rows.end)
+            col_inside, values_inside = col[inside], values[inside]
+            order = (row[inside].long() * ring.num_samples + col_inside).argsort()
+            part = _slice(sorted_rows, rows.begin - own.begin, rows.end - own.begin)
+            part.col_idx.copy_(col_inside[order])
+            part.values.copy_(values_inside[order])
+        return sorted_rows
 
 
 def _fetch(encoding: Csr, needed: torch.Tensor, ring: Ring) -> Csr:
@@ -503,13 +530,14 @@ def _slice(rows: Csr, begin: int, end: int) -> Csr:
 def _choose(rows: Csr, idx: torch.Tensor) -> Csr:
     lengths = rows.row_ptr.diff()[idx]
     row_ptr = _row_ptr(lengths)
-    start = torch.repeat_interleave(rows.row_ptr[idx] - row_ptr[:-1], lengths)
-    position = start + torch.arange(len(start), device=start.device)
+    position = torch.repeat_interleave(rows.row_ptr[idx] - row_ptr[:-1], lengths)
+    position += torch.arange(len(position), device=position.device)
     return Csr(row_ptr, rows.col_idx[position], rows.values[position], rows.num_cols)
 
 
-def _concatenate(parts: Iterable[Csr]) -> Csr:
-    parts = list(parts)
+def _concatenate(parts: list[Csr]) -> Csr:
+    if len(parts) == 1:
+        return parts[0]
     lengths = torch.cat([part.row_ptr.diff() for part in parts])
     col_idx, values = torch.cat([part.col_idx for part in parts]), torch.cat([part.values for part in parts])
     return Csr(_row_ptr(lengths), col_idx, values, parts[0].num_cols)

@@ -474,7 +474,7 @@ def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | N
         return False
     n, d = inputs.num_samples, 0 if inputs.features is None else inputs.features.shape[1]
     alone = inputs.features is not None and inputs.neighbor_idx is None and inputs.encoding is None
-    smallest = block_memory(n, n, d, search, MIN_BLOCK_ROWS)
+    smallest = block_memory(n, n, 1, d, search, MIN_BLOCK_ROWS)
     if alone and inputs.device.type == "cpu" and max(smallest.values()) <= max_memory:
         return True
     raise ValueError(

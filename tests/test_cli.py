@@ -80,7 +80,7 @@ def test_cluster_writes_labels_and_settings(files, gallery, run, name):
 def test_what_blocks_need_is_stated_before_the_work(files, run):
     code, out, err = run("cluster", "gallery.npz", *SETTINGS, "--resume", "stages", "-o", "labels.npz")
     assert (code, err) == (0, "")
-    needed = max(block_memory(300, 300, 33, Search(15, 4, 0.55, 4), 1024).values())
+    needed = max(block_memory(300, 300, 1, 33, Search(15, 4, 0.55, 4), 1024).values())
     assert f"memory beyond the features: at most about {format_bytes(needed)} (in " in out
     assert "in blocks of 1024 rows" in out
     code, out, err = run("cluster", "features.npy", *SETTINGS, "--max-memory", 10**5, "-o", "too-little.npz")

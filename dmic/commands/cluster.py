@@ -78,8 +78,8 @@ def _run(options: argparse.Namespace, group: process_group.Group) -> int:
     in_blocks = group is not None or options.resume is not None or (limit is not None and estimate.peak_bytes > limit)
     needed = f"about {estimate}"
     if in_blocks:
-        own = -(-num_samples // process_group.size(group))
-        case = num_samples, own, num_features, Search(**settings)
+        ranks = process_group.size(group)
+        case = num_samples, -(-num_samples // ranks), ranks, num_features, Search(**settings)
         block_rows = choose_block_rows("pseudo_labels", *case, limit)
         needed = f"at most about {MemoryEstimate(block_memory(*case, block_rows))}, in blocks of {block_rows} rows"
     if first:
