@@ -103,7 +103,7 @@ def memory(case: Case, on_gpu: bool = False) -> dict[str, float]:
         turns = list(case.ring(0).half_turns())
         block = max(len(rows) for rows in case.ring(0).blocks(case.ring(0).own))
         scratch = 2 * block * (8 * max(256, 3 * k1 + 64) + 64 + 2 * d + 8 * k1) + 256e6
-        held["knn_graph"] = (16 if turns else 8) * k1 * own + 4 * d * (7 if turns else 4) * block + scratch
+        held["knn_graph"] = (16 if turns else 8) * k1 * own + 4 * d * (8 if turns else 4) * block + scratch
     return held
 
 

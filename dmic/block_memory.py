@@ -96,7 +96,7 @@ def block_memory(
     workers = threads * (7_000_000 + 2_000 * d)
     stages = {
         "knn_graph": [
-            found + (0 if alone else found) + search_memory(block, met, d, k1, copies=4 if alone else 7),
+            found + (0 if alone else found) + search_memory(block, met, d, k1, copies=4 if alone else 8),
             found + (0 if alone else 2 * found) + merge_memory(block, k1),
         ],
         "k_reciprocal_encoding": [
@@ -124,7 +124,7 @@ def search_memory(block: int, met: int, num_features: int, k1: int, copies: int)
     """Bytes of `blockwise.knn_graph` beside the lists: a block with itself, and two with `met` rows that meet.
 
     Args:
-        copies: of the features of a block where two meet: both and those that they come from, and what is under way.
+        copies: of the features of a block where two meet: both in one, what they come from, and what is under way.
     """
     candidates, found = ENTRY_BYTES * (3 * k1 + 64) + 40, ENTRY_BYTES * k1
     sketch = 4 * (directions.most(num_features) + 1) if directions.scratch_bytes(block, num_features) else 0

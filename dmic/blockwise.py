@@ -260,6 +260,7 @@ def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report
         mine(x).merge(idx, dist, x.begin)
         for y in blocks[:t]:
             compare(x, of_x, y, load(y), mine(y), mine(y).farthest())
+        give_back()
     for turn in turns:
         found = Lists.empty(len(turn.received), k1, ring.device)
 
@@ -271,6 +272,7 @@ def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report
             found_y = found.part(y.begin - turn.received.begin, y.end - turn.received.begin)
             for x in ring.blocks(turn.met_by):
                 compare(x, load(x), y, of_y, found_y, torch.minimum(limit, found_y.farthest()))
+            give_back()
         mine(turn.sent).merge(*ring.swap([found.idx, found.dist], turn.source, turn.to))
     return lists
 
