@@ -204,12 +204,18 @@ class Lists:
     def part(self, begin: int, end: int) -> Lists:
         return Lists(self.idx[begin:end], self.dist[begin:end])
 
-    def merge(self, idx: torch.Tensor, dist: torch.Tensor, first: int = 0) -> None:
-        """Take in other lists [n, any number] of samples that are not there yet, numbered from `first`."""
+    def merge(self, idx: torch.Tensor, dist: torch.Tensor, number: int | torch.Tensor = 0) -> None:
+        """Take in other lists [n, any number] of samples that are not there yet.
+
+        Args:
+            idx, dist: int32 and float32, -1 where a list is shorter.
+            number: of their sample 0 in the whole gallery, the others following; or of each, int32.
+        """
         for begin in range(0, len(idx), MERGED_ROWS):  # it takes eight times the memory of the lists
             rows = slice(begin, begin + MERGED_ROWS)
             mine, others = (self.idx[rows], self.dist[rows]), (idx[rows], dist[rows])
-            others = torch.where(others[0] < 0, others[0], others[0] + first), others[1]
+            numbered = number[others[0].long()] if isinstance(number, torch.Tensor) else others[0] + number
+            others = torch.where(others[0] < 0, others[0], numbered), others[1]
             keys = [d.view(torch.int32).long() << 32 | (i.long() & 0xFFFFFFFF) for i, d in (mine, others)]
             nearest = torch.cat(keys, 1).sort(1).values[:, : self.idx.shape[1]]
             mine[0].copy_(nearest.int())  # the low half; 0xFFFFFFFF is -1
@@ -297,7 +303,9 @@ def knn_graph_of_two(
         neighbor_idx of each side, numbered within it, and of all samples: what three calls of `ops.knn_graph` return.
     """
     order, split = torch.cat(sides), len(sides[0])
-    features, n = features[order], len(order)
+    n, numbers = len(order), order.int()
+    if not torch.equal(order, torch.arange(n, device=order.device)):
+        features = features[order]
     both, alone = Lists.empty(n, k1_both, features.device), []
     progress = Progress("knn_graph", n**2 // 2, report)
     for rows in (Rows(0, split), Rows(split, n)):
@@ -307,13 +315,17 @@ def knn_graph_of_two(
             watch = progress.part(len(rows) ** 2 // 2)
             idx, dist = ops.knn_graph(features[rows.begin : rows.end], longest, progress=watch)
         alone.append(idx[:, :k1].contiguous())
-        inside = order[rows.begin : rows.end].int()[idx[:, :k1_both].long()]
-        both.part(*rows).merge(inside, dist[:, :k1_both])  # ties by number: ascending within a side and in the gallery
+        of_both = idx[:, :k1_both], dist[:, :k1_both]
+        both.part(*rows).merge(*of_both, numbers[rows.begin : rows.end])  # ties: ascending within a side and in both
+        del idx, dist, of_both
+        give_back()
     if 0 < split < n:
         directions = ops.search_directions(features, k1_both)
         watch = progress.part(split * (n - split))
         idx, dist = ops.knn_between(features, split, k1_both, both.farthest(), directions=directions, progress=watch)
-        both.merge(torch.where(idx < 0, idx, order.int()[idx.long()]), dist)
+        give_back()
+        both.merge(idx, dist, numbers)
+        del idx, dist
     neighbor_idx = torch.empty_like(both.idx)
     neighbor_idx[order] = both.idx
     return *alone, neighbor_idx
