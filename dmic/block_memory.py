@@ -12,6 +12,7 @@ from . import directions
 
 MAX_BLOCK_ROWS = 1 << 16  # of a block where memory allows more
 MIN_BLOCK_ROWS = 1 << 10
+LIBRARY_BYTES = 14_000_000  # of libraries on their first use
 ENTRY_BYTES = 8  # of a stored value of a Csr
 MERGED_ROWS = 1 << 12  # of lists that are merged at a time
 EDGE_BYTES = 12  # of a pair in one direction while pairs are collected
@@ -65,6 +66,13 @@ class Lengths:
         lengths = 2 * k1, 2 * k1 if k2 == 1 else max(2 * k1, k1 * k2), math.ceil(k1 / max(overlap, 1 / 3))
         return cls(*(min(num_samples, length) for length in lengths))
 
+    @classmethod
+    def usual(cls, num_samples: int, search: Search) -> Lengths:
+        """Where identities are clear and have 3 to 10 images."""
+        k1 = search.k1
+        lengths = 0.8 * k1, 0.8 * k1 if search.k2 == 1 else 2.5 * k1, k1 / 4
+        return cls(*(min(num_samples, length) for length in lengths))
+
 
 def block_memory(
     num_samples: int,
@@ -107,7 +115,7 @@ def block_memory(
         "invariant_expansion": [
             lists + encoding * (own + 4 * fetched) + expanded * (own - block) + 16 * n,
             lists + encoding * (own + fetched) + expanded * (own + block / 2) + (20 + 8 * threads) * n,
-            lists + encoding * own + expanded * own * (2 if blocks > 1 else 1) + 16 * n,
+            lists + encoding * own + expanded * own * (1.5 if blocks > 1 else 1) + 16 * n,
         ],
         "jaccard_distance": [
             expanded * (own + max(block, (1.5 if alone else 2) * met)) + EDGE_BYTES * pairs + (8 + 12 * threads) * n,
@@ -118,6 +126,14 @@ def block_memory(
     if k2 == 1:
         del stages["invariant_expansion"]
     return {stage: int(max(moments)) + workers for stage, moments in stages.items()}
+
+
+def expected_memory(
+    num_samples: int, num_own: int, num_ranks: int, num_features: int, search: Search, block_rows: int
+) -> MemoryEstimate:
+    """What is likely, where `block_memory` is a bound: with LIBRARY_BYTES, the peak of a process that is new."""
+    case = num_samples, num_own, num_ranks, num_features, search, block_rows
+    return MemoryEstimate(block_memory(*case, Lengths.usual(num_samples, search)))
 
 
 def search_memory(block: int, met: int, num_features: int, k1: int, copies: int) -> int:

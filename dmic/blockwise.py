@@ -386,7 +386,7 @@ def invariant_expansion(
         places = torch.searchsorted(needed, lists.contiguous()).int()
         parts.append(ops.invariant_expansion(fetched, places, k2, *ids, progress=progress.part(len(rows))))
     give_back()
-    return _concatenate(parts)
+    return _lay_out(parts)
 
 
 def jaccard_distance(
@@ -549,9 +549,20 @@ def _choose(rows: Csr, idx: torch.Tensor) -> Csr:
     return Csr(row_ptr, rows.col_idx[position], rows.values[position], rows.num_cols)
 
 
-def _concatenate(parts: list[Csr]) -> Csr:
+def _lay_out(parts: list[Csr]) -> Csr:
+    """`_concatenate` that empties the list: columns of the parts are given back before the values are laid out."""
     if len(parts) == 1:
-        return parts[0]
+        return parts.pop()
+    lengths, num_cols = torch.cat([part.row_ptr.diff() for part in parts]), parts[0].num_cols
+    columns, values = [part.col_idx for part in parts], [part.values for part in parts]
+    parts.clear()
+    col_idx = torch.cat(columns)
+    columns.clear()
+    give_back()
+    return Csr(_row_ptr(lengths), col_idx, torch.cat(values), num_cols)
+
+
+def _concatenate(parts: list[Csr]) -> Csr:
     lengths = torch.cat([part.row_ptr.diff() for part in parts])
     col_idx, values = torch.cat([part.col_idx for part in parts]), torch.cat([part.values for part in parts])
     return Csr(_row_ptr(lengths), col_idx, values, parts[0].num_cols)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 
-from benchmarks import ring_model
+from benchmarks import ring_model, scale
 from benchmarks.ring_costs import (
     RESULTS,
     STAGES,
@@ -23,7 +24,10 @@ from benchmarks.ring_costs import (
     work,
 )
 from benchmarks.ring_replay import NOTICES, RECORDING, Link, Post, Stage, Together, program, replay, replay_in_step
+from benchmarks.sizes import generate_gallery
 from benchmarks.traffic import Case, sent_bytes
+from dmic.block_memory import LIBRARY_BYTES, Search
+from dmic.commands.cluster import parse_bytes
 
 FACTOR = 1.5
 FREE = dict.fromkeys(STAGES, Cost())
@@ -166,6 +170,19 @@ def test_runs_over_ranks_are_predicted_from_the_other_runs():
         assert within(max(memory(run.case).values()), max(row["peak_bytes"])), name
         for stage in STAGES:
             assert within(found.seconds[stage], run.stages[stage], 2), (name, stage)
+
+
+@pytest.mark.parametrize(("n", "dim", "limit"), [(10_000, 256, "100MB"), (20_000, 64, "65MB")])
+def test_what_is_stated_before_the_work_is_right_within_a_fifth(tmp_path, n, dim, limit):
+    """In one block and in several; larger galleries are in the results."""
+    made = generate_gallery(n, dim, images_per_identity=3)
+    for name in scale.FILES:
+        np.save(tmp_path / f"{name}.npy", getattr(made, name))
+    max_memory = parse_bytes(limit)
+    _, about = scale.estimate(n, 1, dim, Search(30, 6, 0.6, 4), max_memory, threads=1)
+    measured, _ = scale.run(tmp_path, 1, {"k1": 30, "k2": 6, "max_memory": max_memory, "threads": 1})
+    assert max(measured["peak_bytes"]) == pytest.approx(about, rel=0.2)
+    assert max(measured["peak_bytes"]) <= max_memory + LIBRARY_BYTES
 
 
 def test_the_formula_of_the_documentation_predicts_runs():

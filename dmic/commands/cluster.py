@@ -18,7 +18,15 @@ import torch
 from .. import process_group
 from .._arrays import dtype_name, to_tensor
 from .._version import __version__
-from ..block_memory import MemoryEstimate, Search, block_memory, choose_block_rows
+from ..block_memory import (
+    LIBRARY_BYTES,
+    MemoryEstimate,
+    Search,
+    block_memory,
+    choose_block_rows,
+    expected_memory,
+    format_bytes,
+)
 from ..constants import NOISE
 from ..feature_rows import OPENERS
 from ..npz import check_npz_output, write_npz
@@ -81,7 +89,9 @@ def _run(options: argparse.Namespace, group: process_group.Group) -> int:
         ranks = process_group.size(group)
         case = num_samples, -(-num_samples // ranks), ranks, num_features, Search(**settings)
         block_rows = choose_block_rows("pseudo_labels", *case, limit)
-        needed = f"at most about {MemoryEstimate(block_memory(*case, block_rows))}, in blocks of {block_rows} rows"
+        most = MemoryEstimate(block_memory(*case, block_rows))
+        about = f"about {expected_memory(*case, block_rows)}, at most {most}, in blocks of {block_rows} rows"
+        needed = f"{about}, and some {format_bytes(LIBRARY_BYTES)} of libraries"
     if first:
         print(f"{num_samples} samples x {num_features} features ({dtype_name(gallery.features.dtype)})")
         print(f"memory {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
