@@ -233,7 +233,7 @@ def case_of(gallery: Any, ranks: int, settings: dict, rounds: int) -> traffic.Ca
     """As the ranks cut it, with what the data decides from the whole."""
     n, dim = gallery.features.shape
     search = Search(settings["k1"], settings["k2"], 0.6, 4)
-    block_rows = choose_block_rows("network", n, -(-n // ranks), dim, search, settings["max_memory"])
+    block_rows = choose_block_rows("network", n, -(-n // ranks), ranks, dim, search, settings["max_memory"])
     means = measured_means(gallery, search.k1, search.k2)
     return traffic.Case.even(n, ranks, block_rows, dim, k1=search.k1, k2=search.k2, rounds=rounds, **means)
 

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmic import directions
-from dmic.block_memory import Search, choose_block_rows
+from dmic.block_memory import Lengths, Search, block_memory, choose_block_rows
 from dmic.blockwise import Ring, Rows
 
 from . import costs
 from .traffic import STAGES, Case
 
+EPS, MIN_SAMPLES = 0.6, 4  # of the runs; without effect on what is computed but through the means of a case
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -92,31 +93,18 @@ def compute_seconds(case: Case, rank: int, rates: Rates) -> dict[str, float]:
 # What a rank holds
 
 
-def memory(case: Case, rank: int, on_gpu: bool = False) -> dict[str, float]:
-    """Bytes of every stage beyond the features, with the means of the case; docs/scale.md has the terms."""
-    ring, n, k1, d = case.ring(rank), case.num_samples, case.k1, case.dim
-    own, blocks, turns = len(ring.own), ring.blocks(ring.own), list(ring.half_turns())
-    block = max((len(rows) for rows in blocks), default=0)
-    at_once = [len(x) + len(y) for t, x in enumerate(blocks) for y in blocks[:t]]
-    at_once += [len(x) + len(y) for t in turns for x in ring.blocks(t.met_by) for y in ring.blocks(t.received)]
-    met = max(at_once, default=0)  # rows of two blocks
-    copies = 2 * met + (block if turns else 0) if at_once else block
-    compared = max(met, block)
-    scratch = compared * (8 * (3 * k1 + 64) + 48 + 32 * k1)
+def memory(case: Case, on_gpu: bool = False) -> dict[str, float]:
+    """Bytes of every stage beyond the features, of the rank with most rows, with the means of the case."""
+    own, k1, d = max(case.rows()), case.k1, case.dim
+    search = Search(k1, case.k2, EPS, MIN_SAMPLES)
+    lengths = Lengths(case.encoding_length, case.expanded_length, case.num_pairs)
+    held = block_memory(case.num_samples, own, case.ranks, d, search, case.block_rows, lengths)
     if on_gpu:
-        scratch = compared * (8 * max(256, 3 * k1 + 64) + 64 + 2 * d + 32 * k1) + 256e6
-    elif compared >= directions.MIN_SAMPLES and d >= directions.MIN_COLUMNS:
-        scratch += 4 * compared * (directions.WIDTHS[-1] + 1 + k1)
-    encoding, expanded = 8 * case.encoding_length, 8 * case.expanded_length
-    pairs, share = case.num_pairs * own, block / max(1, own)
-    merged = 72 * k1 * max((len(turn.sent) for turn in turns), default=0)  # what another rank found, all at once
-    return {
-        "knn_graph": (16 if turns else 8) * k1 * own + max(4 * d * copies + scratch, merged),
-        "k_reciprocal_encoding": 4 * k1 * n + 4 * d * (7 if turns else 3) * block + 3 * encoding * own + 16 * n,
-        "invariant_expansion": 4 * k1 * n + (encoding + expanded) * own * (1 + share) + (12 + 8 * case.num_ids) * n,
-        "jaccard_distance": expanded * (own + 6 * block) + 36 * pairs,
-        "dbscan": 40 * pairs + 48 * n,
-    }
+        turns = list(case.ring(0).half_turns())
+        block = max(len(rows) for rows in case.ring(0).blocks(case.ring(0).own))
+        scratch = 2 * block * (8 * max(256, 3 * k1 + 64) + 64 + 2 * d + 8 * k1) + 256e6
+        held["knn_graph"] = (16 if turns else 8) * k1 * own + 4 * d * (8 if turns else 4) * block + scratch
+    return held
 
 
 # What a core of a CPU takes, fitted to measurements
@@ -149,8 +137,8 @@ def measured_in_blocks(document: dict[str, Any] | None = None) -> list[Measured]
     runs = []
     for run in document["runs"]:
         n, ranks = run["num_samples"], run["ranks"]
-        search = Search(run["k1"], run["k2"], 0.6, 4)
-        block_rows = choose_block_rows("ring_model", n, -(-n // ranks), run["dim"], search, run["max_memory"])
+        search = Search(run["k1"], run["k2"], EPS, MIN_SAMPLES)
+        block_rows = choose_block_rows("ring_model", n, -(-n // ranks), ranks, run["dim"], search, run["max_memory"])
         means = dict(zip(MEANS, LENGTHS[run["images_per_identity"]], strict=True))
         case = Case.even(n, ranks, block_rows, run["dim"], k1=run["k1"], k2=run["k2"], **means)
         busy = ranks * run["threads"]

@@ -33,7 +33,7 @@ def case_for(options: argparse.Namespace, num_samples: int, ranks: int) -> Case:
     own = -(-num_samples // ranks)
     if options.device == "cpu" and options.max_memory:
         search = Search(options.k1, options.k2, 0.6, 4)
-        rows = choose_block_rows("ring_model", num_samples, own, options.dim, search, int(options.max_memory))
+        rows = choose_block_rows("ring_model", num_samples, own, ranks, options.dim, search, int(options.max_memory))
     else:
         rows = max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, own))
     means = {name: getattr(options, name) for name in ("encoding_length", "expanded_length", "num_pairs", "rounds")}
@@ -78,7 +78,7 @@ def report(options: argparse.Namespace, console: Console) -> None:
     if options.slow_rank or options.slow_link:
         speeds, links = exceptions(options)
         found = replay(case, rates, links, speeds)
-    columns = (compute_seconds(case, 0, rates), found.seconds, sent_bytes(case, 0), memory(case, 0, on_gpu))
+    columns = (compute_seconds(case, 0, rates), found.seconds, sent_bytes(case, 0), memory(case, on_gpu))
     table = Table("stage", "computes", "with the others", "sends", "holds beyond the features")
     for stage in STAGES:
         computed, seconds, sent, held = (column[stage] for column in columns)
@@ -107,7 +107,7 @@ def page_table(options: argparse.Namespace) -> str:
             case = case_for(options, n, ranks)
             found = undisturbed(case, gpu_rates(case), link)
             times = [costs.duration(seconds) for seconds in (*found.seconds.values(), found.total)]
-            sizes = [sum(sent_bytes(case, 0).values()), max(memory(case, 0, True).values())]
+            sizes = [sum(sent_bytes(case, 0).values()), max(memory(case, True).values())]
             sizes.append(4 * len(case.ring(0).own) * case.dim)
             cells = [f"{n:,}", str(ranks), *times, *(costs.quantity(size, "B") for size in sizes)]
             lines.append(f"| {' | '.join(cells)} |")

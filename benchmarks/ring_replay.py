@@ -180,7 +180,7 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
     rows = 0
     for turn in ring.half_turns():
         given, received = ring.blocks(turn.sent), ring.blocks(turn.received)
-        for index in range(most_blocks):
+        for index in range(ring.rounds(turn)):
             lengths = [len(part[index]) if index < len(part) else 0 for part in (given, received)]
             sizes = [(4 + 8 * case.expanded_length) * length for length in lengths]
             group.exchange(24, turn.to, 24, turn.source)
@@ -218,15 +218,10 @@ def replay(case: Case, rates: Rates, links: Links = lambda a, b: Link(), speeds:
 
 
 def replay_in_step(case: Case, rates: Rates, link: Link) -> Replayed:
-    """`replay` of equal ranks and links: all do the same at the same time, so that one of them stands for all.
-
-    Not in the last turn of an even ring, where they differ and wait for each other: the slower of the first and the
-    last rank stands for all then, and the share of the search that is wrong is less than 1 / R.
-    """
+    """`replay` of equal ranks and links: all do the same at the same time, so that one of them stands for all."""
     with mock.patch.object(blockwise, "dist", RECORDING):
-        first, last = (_in_step(program(case, rank, rates), link) for rank in (0, case.ranks - 1))
-    seconds = {stage: max(first[0][stage], last[0][stage]) for stage in STAGES}
-    return Replayed(seconds, sum(seconds.values()), [first[1]] + [last[1]] * (case.ranks - 1))
+        seconds, busy = _in_step(program(case, 0, rates), link)
+    return Replayed(seconds, sum(seconds.values()), [busy] * case.ranks)
 
 
 def _in_step(events: Iterator[Event], link: Link) -> tuple[dict[str, float], float]:

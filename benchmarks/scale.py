@@ -26,7 +26,7 @@ from rich.table import Table
 
 import dmic
 from dmic import process_group
-from dmic.block_memory import Search, block_memory, choose_block_rows
+from dmic.block_memory import LIBRARY_BYTES, Search, block_memory, choose_block_rows, expected_memory
 from dmic.commands.cluster import parse_bytes
 
 from . import measuring
@@ -65,15 +65,15 @@ def run(folder: Path, ranks: int, settings: dict) -> tuple[dict, np.ndarray]:
         return json.loads(str(found["about"])), found["labels"]
 
 
-def estimate(num_samples: int, ranks: int, dim: int, search: Search, max_memory: int, threads: int) -> int:
-    """What a rank was said to need at most, before the work."""
-    own = -(-num_samples // ranks)
+def estimate(num_samples: int, ranks: int, dim: int, search: Search, max_memory: int, threads: int) -> tuple[int, int]:
+    """What a rank was said to need at most, before the work, and about."""
+    case = num_samples, -(-num_samples // ranks), ranks, dim, search
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    block_rows = choose_block_rows("scale", num_samples, own, dim, search, max_memory)
-    stages = block_memory(num_samples, own, dim, search, block_rows)
+    block_rows = choose_block_rows("scale", *case, max_memory)
+    most, about = block_memory(*case, block_rows), expected_memory(*case, block_rows)
     torch.set_num_threads(before)
-    return max(stages.values())
+    return max(most.values()), about.peak_bytes + LIBRARY_BYTES
 
 
 def quality(labels: np.ndarray, person_ids: np.ndarray) -> dict[str, float]:
@@ -125,7 +125,7 @@ def main() -> None:
         search = Search(options.k1, options.k2, eps=0.6, min_samples=4)
         first, rows = None, []
         for ranks in options.ranks:
-            stated = estimate(options.num_samples, ranks, options.dim, search, options.max_memory, options.threads)
+            most, about = estimate(options.num_samples, ranks, options.dim, search, options.max_memory, options.threads)
             measured, labels = run(folder, ranks, settings)
             first = labels if first is None else first
             same = bool(np.array_equal(labels, first))
@@ -133,7 +133,8 @@ def main() -> None:
                 {
                     **case,
                     "ranks": ranks,
-                    "estimated_bytes": stated,
+                    "estimated_bytes": most,
+                    "expected_bytes": about,
                     **measured,
                     "equal": same,
                     **quality(labels, person_ids),
@@ -146,14 +147,14 @@ def main() -> None:
 
 
 def show(rows: list[dict]) -> None:
-    table = Table(
-        "N", "ranks", "seconds", *rows[0]["stages"], "peak MB of a rank", "estimated", "clusters", "purity", "labels"
-    )
+    memory = ("peak MB of a rank", "about", "at most")
+    table = Table("N", "ranks", "seconds", *rows[0]["stages"], *memory, "clusters", "purity", "labels")
     for row in rows:
         stages = (f"{seconds:.2f}" for seconds in row["stages"].values())
         peak = f"{max(row['peak_bytes']) / 1e6:.0f}"
         verdict = "equal" if row["equal"] else "WRONG"
-        numbers = (f"{row['estimated_bytes'] / 1e6:.0f}", f"{row['clusters']:,}", f"{row['purity']:.4f}", verdict)
+        stated = (f"{row[name] / 1e6:.0f}" for name in ("expected_bytes", "estimated_bytes"))
+        numbers = (*stated, f"{row['clusters']:,}", f"{row['purity']:.4f}", verdict)
         table.add_row(f"{row['num_samples']:,}", str(row["ranks"]), f"{row['seconds']:.1f}", *stages, peak, *numbers)
     Console(width=200).print(table)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from dataclasses import dataclass
 
@@ -11,7 +12,9 @@ from . import directions
 
 MAX_BLOCK_ROWS = 1 << 16  # of a block where memory allows more
 MIN_BLOCK_ROWS = 1 << 10
+LIBRARY_BYTES = 14_000_000  # of libraries on their first use
 ENTRY_BYTES = 8  # of a stored value of a Csr
+MERGED_ROWS = 1 << 12  # of lists that are merged at a time
 EDGE_BYTES = 12  # of a pair in one direction while pairs are collected
 
 
@@ -47,45 +50,131 @@ def format_bytes(count: int) -> str:
     return f"{count} bytes"
 
 
-def block_memory(num_samples: int, num_own: int, num_features: int, search: Search, block_rows: int) -> dict[str, int]:
-    """Bytes beyond the features that a rank needs in each stage, on a CPU; assumptions as in `estimate_memory`."""
-    k1, k2, eps = search.k1, search.k2, search.eps
-    n, own, block = num_samples, num_own, min(block_rows, num_own)
-    alone = num_own == num_samples
-    lists, copies = 4 * n * k1, 3 if alone else 7  # blocks of features: two and both in one; with those under way
-    searched = directions.scratch_bytes(2 * block, num_features)
-    candidates = 2 * block * (ENTRY_BYTES * (3 * k1 + 64) + 48)
-    if searched:
-        candidates += 8 * block * (directions.WIDTHS[-1] + 1 + k1)
-    workers = torch.get_num_threads() * (7_000_000 + 2_000 * num_features)
-    encoding = ENTRY_BYTES * own * min(n, 2 * k1)
-    expanded = encoding if k2 == 1 else ENTRY_BYTES * own * min(n, max(2 * k1, k1 * k2))
-    overlap = 2 * (1 - eps) / (2 - eps)
-    pairs = own * min(n, math.ceil(k1 / max(overlap, 1 / 3)))
-    share = min(1.0, block / max(1, own))
-    in_blocks = 4 * copies * block * num_features + max(candidates, searched) + 64 * block * k1
-    sent_back = 0 if alone else 72 * own * k1  # what another rank found for all rows, and merging it
-    return {
-        "knn_graph": (8 if alone else 16) * own * k1 + max(in_blocks, sent_back) + workers,
-        "k_reciprocal_encoding": lists + 4 * copies * block * num_features + 3 * encoding + 16 * n + workers,
-        "invariant_expansion": lists
-        + encoding
-        + int((1 + share) * expanded)
-        + int(share * encoding)
-        + 12 * n
-        + workers,
-        "jaccard_distance": expanded + int(6 * share * expanded) + (EDGE_BYTES + 24) * pairs + workers,
-        "dbscan": 40 * pairs + 48 * n,
+@dataclass(frozen=True)
+class Lengths:
+    """Values that are stored for a row, as means: what the data decides."""
+
+    encoding: float
+    expanded: float
+    pairs: float  # within eps, the sample with itself included
+
+    @classmethod
+    def assumed(cls, num_samples: int, search: Search) -> Lengths:
+        """Before anything is known; see `estimate_memory`."""
+        k1, k2, eps = search.k1, search.k2, search.eps
+        overlap = 2 * (1 - eps) / (2 - eps)
+        lengths = 2 * k1, 2 * k1 if k2 == 1 else max(2 * k1, k1 * k2), math.ceil(k1 / max(overlap, 1 / 3))
+        return cls(*(min(num_samples, length) for length in lengths))
+
+    @classmethod
+    def usual(cls, num_samples: int, search: Search) -> Lengths:
+        """Where identities are clear and have 3 to 10 images."""
+        k1 = search.k1
+        lengths = 0.8 * k1, 0.8 * k1 if search.k2 == 1 else 2.5 * k1, k1 / 4
+        return cls(*(min(num_samples, length) for length in lengths))
+
+
+def block_memory(
+    num_samples: int,
+    num_own: int,
+    num_ranks: int,
+    num_features: int,
+    search: Search,
+    block_rows: int,
+    lengths: Lengths | None = None,
+) -> dict[str, int]:
+    """Bytes beyond the features that a rank needs in each stage, on a CPU, if blocks come from a file.
+
+    Args:
+        num_samples: of the gallery.
+        num_own: of the rank that has most of them.
+        num_ranks, num_features, search, block_rows: what else decides.
+        lengths: what the data decides; None assumes so much that the result is a bound, as `estimate_memory` does.
+    """
+    n, own, d, k1, k2 = num_samples, num_own, num_features, search.k1, search.k2
+    lengths = lengths or Lengths.assumed(n, search)
+    alone, threads, blocks = num_ranks == 1, torch.get_num_threads(), -(-own // block_rows)
+    block = _largest_block(own, block_rows)
+    met = 2 * block if not alone or blocks > 1 else 0  # the most rows in two blocks that meet
+    if num_ranks == 2 and blocks == 1:
+        met = 2 * _largest_block(-(-own // 2), block_rows)
+    fetched = block + (n - block) * (1 - (1 - block / max(1, n)) ** (k2 - 1))  # rows that those of a block average over
+    lists, found = 4 * k1 * n, 8 * k1 * own
+    encoding, expanded, pairs = ENTRY_BYTES * lengths.encoding, ENTRY_BYTES * lengths.expanded, lengths.pairs * own
+    workers = threads * (7_000_000 + 2_000 * d)
+    stages = {
+        "knn_graph": [
+            found + (0 if alone else found) + search_memory(block, met, d, k1, copies=4 if alone else 8),
+            found + (0 if alone else 2 * found) + merge_memory(block, k1),
+        ],
+        "k_reciprocal_encoding": [
+            lists + encoding * own + (16 + 8 * threads) * n,
+            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 4),
+            lists + encoding * 3 * own,
+        ],
+        "invariant_expansion": [
+            lists + encoding * (own + 4 * fetched) + expanded * (own - block) + 16 * n,
+            lists + encoding * (own + fetched) + expanded * (own + block / 2) + (20 + 8 * threads) * n,
+            lists + encoding * own + expanded * own * (1.5 if blocks > 1 else 1) + 16 * n,
+        ],
+        "jaccard_distance": [
+            expanded * (own + max(block, (1.5 if alone else 2) * met)) + EDGE_BYTES * pairs + (8 + 12 * threads) * n,
+            expanded * own + 20 * pairs + 60 * lengths.pairs * block,
+        ],
+        "dbscan": [8 * pairs + 70 * lengths.pairs * block + 48 * n],
     }
+    if k2 == 1:
+        del stages["invariant_expansion"]
+    return {stage: int(max(moments)) + workers for stage, moments in stages.items()}
+
+
+def expected_memory(
+    num_samples: int, num_own: int, num_ranks: int, num_features: int, search: Search, block_rows: int
+) -> MemoryEstimate:
+    """What is likely, where `block_memory` is a bound: with LIBRARY_BYTES, the peak of a process that is new."""
+    case = num_samples, num_own, num_ranks, num_features, search, block_rows
+    return MemoryEstimate(block_memory(*case, Lengths.usual(num_samples, search)))
+
+
+def search_memory(block: int, met: int, num_features: int, k1: int, copies: int) -> int:
+    """Bytes of `blockwise.knn_graph` beside the lists: a block with itself, and two with `met` rows that meet.
+
+    Args:
+        copies: of the features of a block where two meet: both in one, what they come from, and what is under way.
+    """
+    candidates, found = ENTRY_BYTES * (3 * k1 + 64) + 40, ENTRY_BYTES * k1
+    sketch = 4 * (directions.most(num_features) + 1) if directions.scratch_bytes(block, num_features) else 0
+    alone = 4 * num_features + found + candidates + (sketch + 4 * k1 if sketch else 0)
+    both = 2 * copies * num_features + found + candidates + sketch
+    first = directions.scratch_bytes(block, num_features) + 4 * num_features * block
+    return max(first, block * alone, met * both + merge_memory(block, k1))
+
+
+def merge_memory(rows: int, k1: int) -> int:
+    """Bytes that `blockwise.Lists.merge` takes for so many rows."""
+    return 64 * k1 * min(MERGED_ROWS, rows)
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library keeps it for later (glibc): what comes next takes other
+    sizes, and would be on top of it."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+
+
+def _largest_block(rows: int, block_rows: int) -> int:
+    """As `blockwise.Ring.blocks` cuts them."""
+    return -(-rows // max(1, -(-rows // block_rows)))
 
 
 def choose_block_rows(
-    name: str, num_samples: int, num_own: int, num_features: int, search: Search, max_memory: int | None
+    name: str, num_samples: int, num_own: int, num_ranks: int, num_features: int, search: Search, max_memory: int | None
 ) -> int:
     """The most rows of a block with which `max_memory` is enough; ValueError if there are none."""
     block_rows = max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, num_own))
     while max_memory is not None:
-        stages = block_memory(num_samples, num_own, num_features, search, block_rows)
+        stages = block_memory(num_samples, num_own, num_ranks, num_features, search, block_rows)
         if max(stages.values()) <= max_memory:
             break
         if block_rows == MIN_BLOCK_ROWS:

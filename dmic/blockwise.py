@@ -11,7 +11,7 @@ Every rank holds the neighbour lists of all samples; nothing else grows with N a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from . import ops, process_group
+from .block_memory import MERGED_ROWS, give_back
 from .constants import NOISE
 from .csr import Csr
 from .process_group import Group
@@ -37,6 +38,10 @@ class Rows(NamedTuple):
 
     def __len__(self) -> int:  # not the length of the tuple
         return self.end - self.begin
+
+    def halves(self) -> tuple[Rows, Rows]:
+        middle = (self.begin + self.end) // 2
+        return Rows(self.begin, middle), Rows(middle, self.end)
 
 
 class Turn(NamedTuple):
@@ -95,19 +100,17 @@ class Ring:
         return max(len(self.blocks(self.owned_by(rank))) for rank in range(self.size))
 
     def half_turns(self) -> Iterator[Turn]:
-        """Every two ranks once. In the last step of an even ring both have each other: the lower rank takes the first
-        half of its rows with all of the other, which takes all of its own with the second half."""
+        """Every two ranks once. In the last step of an even ring both have each other: halves of their rows go both
+        ways, the lower rank compares first with first and second with second, and the other one crosswise."""
         for shift in range(1, self.size // 2 + 1):
             to, source = (self.rank + shift) % self.size, (self.rank - shift) % self.size
             if 2 * shift < self.size:
                 yield Turn(to, self.own, source, self.owned_by(source), self.own)
                 continue
-            other, low = self.owned_by(source), self.owned_by(min(self.rank, source))
-            first, second = Rows(low.begin, low.begin + len(low) // 2), Rows(low.begin + len(low) // 2, low.end)
-            lower = self.rank < source
-            yield Turn(
-                to, second if lower else self.own, source, other if lower else second, first if lower else self.own
-            )
+            mine, theirs = self.own.halves(), self.owned_by(source).halves()
+            for half in (0, 1):
+                met_by = mine[half] if self.rank < source else mine[1 - half]
+                yield Turn(to, mine[half], source, theirs[half], met_by)
 
     def full_turns(self) -> Iterator[Turn]:
         """The rows of every other rank come by."""
@@ -115,35 +118,34 @@ class Ring:
             to, source = (self.rank + shift) % self.size, (self.rank - shift) % self.size
             yield Turn(to, self.own, source, self.owned_by(source), self.own)
 
-    def pass_blocks(self, turn: Turn, load: Callable[[Rows], torch.Tensor], columns: int) -> Iterator[Received]:
-        """Send the blocks of `turn.sent`, float32 [rows, columns], and yield those received, one ahead of their use.
+    def rounds(self, turn: Turn) -> int:
+        """In how many steps blocks are swapped in a turn, which is the same for all who wait for each other."""
+        if turn.to != turn.source:
+            return self.most_blocks
+        return max(len(self.blocks(rows)) for rows in (turn.sent, turn.received))
 
-        Where one way has fewer blocks they go at even intervals: who works twice as long on one sends two meanwhile.
-        """
+    def pass_blocks(self, turn: Turn, load: Callable[[Rows], torch.Tensor], columns: int) -> Iterator[Received]:
+        """Send the blocks of `turn.sent`, float32 [rows, columns], and yield those received, one ahead of their use."""
         sent, received = self.blocks(turn.sent), self.blocks(turn.received)
-        rounds = max(len(sent), len(received))
-        leaves, arrives = (
-            {t * rounds // len(rows): block for t, block in enumerate(rows)} for rows in (sent, received)
-        )
 
         def begin(index: int) -> tuple[list[dist.Work], list[torch.Tensor]]:
             operations, held = [], []
-            if index in leaves:
-                held.append(load(leaves[index]).contiguous())
+            if index < len(sent):
+                held.append(load(sent[index]).contiguous())
                 operations.append(dist.P2POp(dist.isend, held[-1], group=self.group, group_peer=turn.to))
-            if index in arrives:
-                held.append(torch.empty(len(arrives[index]), columns, device=self.device))
+            if index < len(received):
+                held.append(torch.empty(len(received[index]), columns, device=self.device))
                 operations.append(dist.P2POp(dist.irecv, held[-1], group=self.group, group_peer=turn.source))
             return dist.batch_isend_irecv(operations) if operations else [], held
 
         started = begin(0)
-        for index in range(rounds):
+        for index in range(max(len(sent), len(received))):
             works, held = started
             for work in works:
                 work.wait()
             started = begin(index + 1)
-            if index in arrives:
-                yield Received(arrives[index], held[-1])
+            if index < len(received):
+                yield Received(received[index], held[-1])
 
     def swap(self, tensors: list[torch.Tensor], to: int, source: int) -> list[torch.Tensor]:
         """Send tensors of any length to one rank and receive as many, of the same dtypes and columns, from another."""
@@ -202,15 +204,22 @@ class Lists:
     def part(self, begin: int, end: int) -> Lists:
         return Lists(self.idx[begin:end], self.dist[begin:end])
 
-    def merge(self, idx: torch.Tensor, dist: torch.Tensor, first: int = 0) -> None:
-        """Take in other lists [n, any number] of samples that are not there yet, numbered from `first`."""
-        idx = torch.where(idx < 0, idx, idx + first)
-        keys = [
-            d.view(torch.int32).long() << 32 | (i.long() & 0xFFFFFFFF) for i, d in ((self.idx, self.dist), (idx, dist))
-        ]
-        nearest = torch.cat(keys, 1).sort(1).values[:, : self.idx.shape[1]]
-        self.idx.copy_(nearest.int())  # the low half; 0xFFFFFFFF is -1
-        self.dist.copy_((nearest >> 32).int().view(torch.float32))
+    def merge(self, idx: torch.Tensor, dist: torch.Tensor, number: int | torch.Tensor = 0) -> None:
+        """Take in other lists [n, any number] of samples that are not there yet.
+
+        Args:
+            idx, dist: int32 and float32, -1 where a list is shorter.
+            number: of their sample 0 in the whole gallery, the others following; or of each, int32.
+        """
+        for begin in range(0, len(idx), MERGED_ROWS):  # it takes eight times the memory of the lists
+            rows = slice(begin, begin + MERGED_ROWS)
+            mine, others = (self.idx[rows], self.dist[rows]), (idx[rows], dist[rows])
+            numbered = number[others[0].long()] if isinstance(number, torch.Tensor) else others[0] + number
+            others = torch.where(others[0] < 0, others[0], numbered), others[1]
+            keys = [d.view(torch.int32).long() << 32 | (i.long() & 0xFFFFFFFF) for i, d in (mine, others)]
+            nearest = torch.cat(keys, 1).sort(1).values[:, : self.idx.shape[1]]
+            mine[0].copy_(nearest.int())  # the low half; 0xFFFFFFFF is -1
+            mine[1].copy_((nearest >> 32).int().view(torch.float32))
 
 
 class Progress:
@@ -257,6 +266,7 @@ def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report
         mine(x).merge(idx, dist, x.begin)
         for y in blocks[:t]:
             compare(x, of_x, y, load(y), mine(y), mine(y).farthest())
+        give_back()
     for turn in turns:
         found = Lists.empty(len(turn.received), k1, ring.device)
 
@@ -268,6 +278,7 @@ def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report
             found_y = found.part(y.begin - turn.received.begin, y.end - turn.received.begin)
             for x in ring.blocks(turn.met_by):
                 compare(x, load(x), y, of_y, found_y, torch.minimum(limit, found_y.farthest()))
+            give_back()
         mine(turn.sent).merge(*ring.swap([found.idx, found.dist], turn.source, turn.to))
     return lists
 
@@ -292,7 +303,9 @@ def knn_graph_of_two(
         neighbor_idx of each side, numbered within it, and of all samples: what three calls of `ops.knn_graph` return.
     """
     order, split = torch.cat(sides), len(sides[0])
-    features, n = features[order], len(order)
+    n, numbers = len(order), order.int()
+    if not torch.equal(order, torch.arange(n, device=order.device)):
+        features = features[order]
     both, alone = Lists.empty(n, k1_both, features.device), []
     progress = Progress("knn_graph", n**2 // 2, report)
     for rows in (Rows(0, split), Rows(split, n)):
@@ -302,13 +315,17 @@ def knn_graph_of_two(
             watch = progress.part(len(rows) ** 2 // 2)
             idx, dist = ops.knn_graph(features[rows.begin : rows.end], longest, progress=watch)
         alone.append(idx[:, :k1].contiguous())
-        inside = order[rows.begin : rows.end].int()[idx[:, :k1_both].long()]
-        both.part(*rows).merge(inside, dist[:, :k1_both])  # ties by number: ascending within a side and in the gallery
+        of_both = idx[:, :k1_both], dist[:, :k1_both]
+        both.part(*rows).merge(*of_both, numbers[rows.begin : rows.end])  # ties: ascending within a side and in both
+        del idx, dist, of_both
+        give_back()
     if 0 < split < n:
         directions = ops.search_directions(features, k1_both)
         watch = progress.part(split * (n - split))
         idx, dist = ops.knn_between(features, split, k1_both, both.farthest(), directions=directions, progress=watch)
-        both.merge(torch.where(idx < 0, idx, order.int()[idx.long()]), dist)
+        give_back()
+        both.merge(idx, dist, numbers)
+        del idx, dist
     neighbor_idx = torch.empty_like(both.idx)
     neighbor_idx[order] = both.idx
     return *alone, neighbor_idx
@@ -327,23 +344,22 @@ def k_reciprocal_encoding(
         return read(rows.begin - own.begin, rows.end - own.begin)
 
     def multiply(y: Rows, of_y: torch.Tensor) -> None:
-        inside = (col_idx >= y.begin) & (col_idx < y.end)
-        before = torch.cat([inside.new_zeros(1, dtype=torch.int64), inside.cumsum(0)])
-        ptr, position = before[row_ptr], inside.nonzero().flatten()
         watch = progress.part(len(y))
         for x in ring.blocks(own):
-            part = ptr[x.begin - own.begin : x.end - own.begin + 1]
-            chosen = position[part[0] : part[-1]]
-            if len(chosen):
-                dots[chosen] = ops.sampled_dots(
-                    load(x), of_y, part - part[0], col_idx[chosen] - y.begin, progress=watch
-                )
+            begin, end = x.begin - own.begin, x.end - own.begin
+            ptr = row_ptr[begin : end + 1]
+            part = slice(int(ptr[0]), int(ptr[-1]))
+            inside = (col_idx[part] >= y.begin) & (col_idx[part] < y.end)
+            ptr, columns = _row_ptr(inside)[ptr - ptr[0]], col_idx[part][inside]
+            if len(columns):
+                dots[part][inside] = ops.sampled_dots(load(x), of_y, ptr, columns.sub_(y.begin), progress=watch)
 
     for y in ring.blocks(own):
         multiply(y, load(y))
     for turn in ring.full_turns():
         for y, of_y in ring.pass_blocks(turn, load, num_features):
             multiply(y, of_y)
+    give_back()
     return ops.k_reciprocal_weights(row_ptr, col_idx, dots, n)
 
 
@@ -369,7 +385,8 @@ def invariant_expansion(
         ids = [None if given is None else given[needed.long()] for given in (camera_ids, modality_ids)]
         places = torch.searchsorted(needed, lists.contiguous()).int()
         parts.append(ops.invariant_expansion(fetched, places, k2, *ids, progress=progress.part(len(rows))))
-    return _concatenate(parts)
+    give_back()
+    return _lay_out(parts)
 
 
 def jaccard_distance(
@@ -396,9 +413,10 @@ def jaccard_distance(
         edges.add(found, x.begin, x.begin)
         for y in ring.blocks(own)[:t]:
             join(x, y, load(y))
+        give_back()
     for turn in turns:
         sent, received = ring.blocks(turn.sent), ring.blocks(turn.received)
-        for index in range(ring.most_blocks):  # the same number everywhere, so that nobody waits for who is done
+        for index in range(ring.rounds(turn)):
             given = load(sent[index]) if index < len(sent) else _slice(encoding, 0, 0)
             parts = [given.row_ptr.diff().int(), given.col_idx, given.values]
             lengths, col_idx, values = ring.swap(parts, turn.to, turn.source)
@@ -407,6 +425,7 @@ def jaccard_distance(
             of_y = Csr(_row_ptr(lengths), col_idx, values, n)
             for x in ring.blocks(turn.met_by):
                 join(x, received[index], of_y)
+            give_back()
     return edges.of_own_rows()
 
 
@@ -417,27 +436,40 @@ def dbscan(distance: Csr, eps: float, min_samples: int, ring: Ring) -> tuple[tor
     ones, ranks agree by the minimum, paths are halved, until nothing moves.
     """
     own, n, device = ring.own, ring.num_samples, ring.device
-    within = distance.values <= torch.tensor(eps, dtype=torch.float32)
-    row = torch.repeat_interleave(torch.arange(len(own), device=device), distance.row_ptr.diff())[within]
-    col = distance.col_idx[within].long()
-    core_mask = torch.bincount(row, minlength=len(own)) >= min_samples
+    radius = torch.tensor(eps, dtype=torch.float32)
+
+    def pairs_within() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Of the own rows, counted from the first of them, and of all samples; a block of rows at a time."""
+        for rows in ring.blocks(own):
+            first, last = rows.begin - own.begin, rows.end - own.begin
+            part = _slice(distance, first, last)
+            within = part.values <= radius
+            row = torch.repeat_interleave(torch.arange(first, last, device=device), part.row_ptr.diff())
+            yield row[within], part.col_idx[within].long()
+
+    degree = torch.zeros(len(own), dtype=torch.int64, device=device)
+    for row, _ in pairs_within():
+        degree += torch.bincount(row, minlength=len(own))
+    core_mask = degree >= min_samples
     core = process_group.all_gather_rows(core_mask, ring.group)
-    joined = core_mask[row] & core[col]
-    a, b = row[joined] + own.begin, col[joined]
     parent = torch.arange(n, device=device)
     while True:
-        before = parent
-        lower, upper = torch.minimum(parent[a], parent[b]), torch.maximum(parent[a], parent[b])
-        hooked = parent.scatter_reduce(0, upper, lower, "amin")
+        hooked = parent.clone()
+        for row, col in pairs_within():
+            joined = core_mask[row] & core[col]
+            a, b = parent[row[joined] + own.begin], parent[col[joined]]
+            hooked.scatter_reduce_(0, torch.maximum(a, b), torch.minimum(a, b), "amin")
         ring.reduce(hooked, dist.ReduceOp.MIN)
-        parent = hooked[hooked]
-        parent = parent[parent]
-        if torch.equal(parent, before):
+        hooked = hooked[hooked]
+        hooked = hooked[hooked]
+        if torch.equal(hooked, parent):
             break
+        parent = hooked
     number = torch.where(core & (parent == torch.arange(n, device=device)), 1, 0).cumsum(0) - 1
     cluster = torch.where(core, number[parent], n)  # of every core sample
     labels = torch.full((len(own),), n, device=device)
-    labels.scatter_reduce_(0, row, cluster[col], "amin")
+    for row, col in pairs_within():
+        labels.scatter_reduce_(0, row, cluster[col], "amin")
     labels[core_mask] = cluster[own.begin : own.end][core_mask]
     labels[labels == n] = NOISE
     return labels, core_mask, int(number[-1]) + 1 if n else 0
@@ -448,7 +480,7 @@ class _Edges:
 
     def __init__(self, ring: Ring, max_pairs: int | None):
         self.ring, self.max_pairs, self.count = ring, max_pairs, 0
-        self.found: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in range(ring.size)]
+        self.found: list[tuple[list[torch.Tensor], ...]] = [([], [], []) for _ in range(ring.size)]
 
     def room(self) -> int | None:
         return None if self.max_pairs is None else max(0, self.max_pairs - self.count // 2)
@@ -461,20 +493,30 @@ class _Edges:
         owner = int(np.searchsorted(self.ring.offsets, first_row, side="right")) - 1
         index = torch.arange(first_row, first_row + rows.num_rows, dtype=torch.int32, device=self.ring.device)
         row = torch.repeat_interleave(index, rows.row_ptr.diff())
-        self.found[owner].append((row, rows.col_idx + first_col, rows.values))
+        for parts, part in zip(self.found[owner], (row, rows.col_idx + first_col, rows.values), strict=True):
+            parts.append(part)
 
     def of_own_rows(self) -> Csr:
         ring, own = self.ring, self.ring.own
         parts = []
         for kind, dtype in enumerate((torch.int32, torch.int32, torch.float32)):
             empty = torch.empty(0, dtype=dtype, device=ring.device)
-            sent = [torch.cat([empty, *(edge[kind] for edge in edges)]) for edges in self.found]
+            sent = [torch.cat([empty, *edges[kind]]) for edges in self.found]
+            for edges in self.found:
+                edges[kind].clear()
             parts.append(ring.all_to_all(torch.cat(sent), [len(part) for part in sent])[0])
-        self.found.clear()
+            del sent
         row, col, values = parts
-        order = (row.long() * ring.num_samples + col).argsort()
-        lengths = torch.bincount(row.long() - own.begin, minlength=len(own))
-        return Csr(_row_ptr(lengths), col[order], values[order], ring.num_samples)
+        row_ptr = _row_ptr(torch.bincount(row - own.begin, minlength=len(own)))
+        sorted_rows = Csr(row_ptr, torch.empty_like(col), torch.empty_like(values), ring.num_samples)
+        for rows in ring.blocks(own):  # sorting takes many times the memory of the pairs
+            inside = (row >= rows.begin) & (row < rows.end)
+            col_inside, values_inside = col[inside], values[inside]
+            order = (row[inside].long() * ring.num_samples + col_inside).argsort()
+            part = _slice(sorted_rows, rows.begin - own.begin, rows.end - own.begin)
+            part.col_idx.copy_(col_inside[order])
+            part.values.copy_(values_inside[order])
+        return sorted_rows
 
 
 def _fetch(encoding: Csr, needed: torch.Tensor, ring: Ring) -> Csr:
@@ -502,13 +544,25 @@ def _slice(rows: Csr, begin: int, end: int) -> Csr:
 def _choose(rows: Csr, idx: torch.Tensor) -> Csr:
     lengths = rows.row_ptr.diff()[idx]
     row_ptr = _row_ptr(lengths)
-    start = torch.repeat_interleave(rows.row_ptr[idx] - row_ptr[:-1], lengths)
-    position = start + torch.arange(len(start), device=start.device)
+    position = torch.repeat_interleave(rows.row_ptr[idx] - row_ptr[:-1], lengths)
+    position += torch.arange(len(position), device=position.device)
     return Csr(row_ptr, rows.col_idx[position], rows.values[position], rows.num_cols)
 
 
-def _concatenate(parts: Iterable[Csr]) -> Csr:
-    parts = list(parts)
+def _lay_out(parts: list[Csr]) -> Csr:
+    """`_concatenate` that empties the list: columns of the parts are given back before the values are laid out."""
+    if len(parts) == 1:
+        return parts.pop()
+    lengths, num_cols = torch.cat([part.row_ptr.diff() for part in parts]), parts[0].num_cols
+    columns, values = [part.col_idx for part in parts], [part.values for part in parts]
+    parts.clear()
+    col_idx = torch.cat(columns)
+    columns.clear()
+    give_back()
+    return Csr(_row_ptr(lengths), col_idx, torch.cat(values), num_cols)
+
+
+def _concatenate(parts: list[Csr]) -> Csr:
     lengths = torch.cat([part.row_ptr.diff() for part in parts])
     col_idx, values = torch.cat([part.col_idx for part in parts]), torch.cat([part.values for part in parts])
     return Csr(_row_ptr(lengths), col_idx, values, parts[0].num_cols)

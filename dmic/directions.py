@@ -18,6 +18,11 @@ BF16_COST = 1 / 8  # of a multiply-add of a bfloat16 tile (AMX), in the same uni
 BF16_ERROR = 0.0034  # of its product x.y, relative to |x| |y|
 
 
+def most(num_features: int) -> int:
+    """The most directions that are tried of so many columns."""
+    return max((width for width in WIDTHS if width < num_features // 4), default=0)
+
+
 def scratch_bytes(num_samples: int, num_features: int) -> int:
     """Memory that `leading_directions` takes and gives back: two samples of rows, the basis a few times, torch's linear
     algebra on its first use."""

@@ -18,7 +18,7 @@ import torch
 
 from . import blockwise, process_group
 from ._version import __version__
-from .block_memory import EDGE_BYTES, MIN_BLOCK_ROWS, Search, choose_block_rows
+from .block_memory import EDGE_BYTES, MIN_BLOCK_ROWS, Search, choose_block_rows, give_back
 from .blockwise import Ring
 from .feature_rows import FeatureRows
 from .process_group import Group, Watch
@@ -82,7 +82,7 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
     try:
         if n and search.k1 > n:
             raise ValueError(f"{name}: k1 must be in [1, N], got k1={search.k1} with N={n}")
-        block_rows = choose_block_rows(name, n, int(counts.max()), num_features, search, max_memory)
+        block_rows = choose_block_rows(name, n, int(counts.max()), len(counts), num_features, search, max_memory)
     except ValueError as error:
         problem, block_rows = str(error), MIN_BLOCK_ROWS
     agree(name, {}, group, problem)
@@ -95,6 +95,7 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
     @contextmanager
     def stage(title: str) -> Iterator[None]:
         watch.enter(title)
+        give_back()
         start = time.perf_counter()
         yield
         if features.device.type == "cuda":

@@ -98,10 +98,10 @@ def estimate_memory(
     n, on_gpu = num_samples, torch.device(device).type == "cuda"
     features = 4 * n * num_features if copy_features or (on_gpu and num_features % 8) else 0
     neighbors = 4 * n * k1
-    candidates = n * (ENTRY_BYTES * (3 * k1 + 64) + 32)
+    candidates = n * (ENTRY_BYTES * (3 * k1 + 64) + 40)
     searched = directions.scratch_bytes(n, num_features)
     if searched:
-        candidates = 2 * candidates + 4 * n * (directions.WIDTHS[-1] + 1 + 2 * k1)
+        candidates += 4 * n * (directions.most(num_features) + 1 + k1)
     workers = torch.get_num_threads() * (7_000_000 + 2_000 * num_features + 12 * n)
     if on_gpu:
         candidates = n * (ENTRY_BYTES * max(256, 3 * k1 + 64) + 2 * num_features + 64)
@@ -452,8 +452,17 @@ def search_two_sides(
     name = "pseudo_labels"
     with _explained_out_of_memory(name, None, k1_both, k2, eps):
         inputs = check_inputs(name, features, None, None, None, None, None, k1_both, k2)
-    with _explained_out_of_memory(name, inputs, k1_both, k2, eps):
+    needed = two_sides_memory(*features.shape, k1, k1_both, features.device)
+    with _explained_out_of_memory(name, inputs, k1_both, k2, eps, needed):
         return knn_graph_of_two(features, sides, k1, k1_both, progress)
+
+
+def two_sides_memory(num_samples: int, num_features: int, k1: int, k1_both: int, device: Any = "cpu") -> MemoryEstimate:
+    """What `search_two_sides` needs beyond the features, which it copies unless one side follows the other."""
+    longest = min(num_samples, max(k1, k1_both))
+    searched = estimate_memory(num_samples, num_features, k1=longest, k2=1, copy_features=True, device=device)
+    lists = num_samples * (4 * k1 + 8 * k1_both)  # of each side, and so far of both
+    return MemoryEstimate({"knn_graph": searched.stages["knn_graph"] + lists})
 
 
 def needs_copy(features: torch.Tensor) -> bool:
@@ -483,7 +492,7 @@ def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | N
         return False
     n, d = inputs.num_samples, 0 if inputs.features is None else inputs.features.shape[1]
     alone = inputs.features is not None and inputs.neighbor_idx is None and inputs.encoding is None
-    smallest = block_memory(n, n, d, search, MIN_BLOCK_ROWS)
+    smallest = block_memory(n, n, 1, d, search, MIN_BLOCK_ROWS)
     if alone and inputs.device.type == "cpu" and max(smallest.values()) <= max_memory:
         return True
     raise ValueError(
@@ -524,9 +533,12 @@ def _by_blocks(
 
 
 @contextmanager
-def _explained_out_of_memory(name: str, inputs: Inputs | None, k1: int, k2: int, eps: float) -> Iterator[None]:
-    """Says how much memory is needed, and how much there is, where memory ran out; None: inputs are not known yet."""
-    needed = None if inputs is None else (_estimate(inputs, k1, k2, eps), inputs.device)
+def _explained_out_of_memory(
+    name: str, inputs: Inputs | None, k1: int, k2: int, eps: float, estimate: MemoryEstimate | None = None
+) -> Iterator[None]:
+    """Says how much memory is needed, by default for a clustering, and how much there is, where memory ran out; None:
+    inputs are not known yet."""
+    needed = None if inputs is None else (estimate or _estimate(inputs, k1, k2, eps), inputs.device)
     try:
         yield
     except (MemoryError, RuntimeError) as error:

@@ -314,7 +314,8 @@ gallery = generators.gallery(n, dim, noise=noise)
 features, stated = gallery.features, dmic.estimate_memory(n, dim, k1=k1, k2=k2, eps=eps).peak_bytes
 if max_memory:
     numpy.save(path, features)
-    features, stated = path, block_memory(n, n, dim, search, choose_block_rows("", n, n, dim, search, max_memory))
+    case = n, n, 1, dim, search
+    features, stated = path, block_memory(*case, choose_block_rows("", *case, max_memory))
     stated = max(stated.values())
 dmic.pseudo_labels(gallery.features[:50], k1=k1, k2=k2)
 open("/proc/self/clear_refs", "w").write("5")

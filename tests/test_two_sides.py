@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torch
 from compare import assert_same_bits
 from generators import duplicated_features, gallery, grid_features, has_ties
 
+import dmic
 from dmic import _native, ops
 from dmic.pseudo_labels import search_two_sides
 
@@ -89,6 +93,39 @@ def test_the_search_along_directions_has_the_bits_of_three():
     assert_same_bits(
         list(search_two_sides(features, sides, 15, 20, 1, 0.6)), list(three_searches(features, sides, 15, 20))
     )
+
+
+PEAK = r"""
+import json, re, sys
+import torch
+torch.set_num_threads(1)
+import generators
+from dmic.block_memory import give_back
+from dmic.pseudo_labels import search_two_sides, two_sides_memory
+
+memory = lambda key: 1024 * int(re.search(key + r":\s+(\d+)", open("/proc/self/status").read())[1])
+n, dim, k1, k1_both, alternate = json.loads(sys.argv[1])
+features = torch.from_numpy(generators.gallery(n, dim).features)
+second = torch.arange(n) % 2 == 1 if alternate else torch.arange(n) > n // 2
+sides = tuple(mask.nonzero().flatten() for mask in (~second, second))
+search_two_sides(features[:99], (sides[0][sides[0] < 99], sides[1][sides[1] < 99]), 5, 5, 1, 0.6)
+give_back()
+open("/proc/self/clear_refs", "w").write("5")
+before = memory("VmRSS")
+search_two_sides(features, sides, k1, k1_both, 1, 0.6)
+print(memory("VmHWM") - before, two_sides_memory(n, dim, k1, k1_both).peak_bytes)
+"""
+
+
+@pytest.mark.parametrize("case", [(20_000, 64, 100, 100, 1), (12_000, 1024, 15, 40, 1), (12_000, 1024, 15, 40, 0)])
+def test_what_it_needs_is_stated(case):
+    """In a process of its own, but for libraries on their first use; sides that follow each other are not copied."""
+    path = os.pathsep.join([str(Path(dmic.__file__).parents[1]), str(Path(__file__).parent)])
+    options = {"capture_output": True, "text": True, "check": True, "env": {**os.environ, "PYTHONPATH": path}}
+    child = subprocess.run([sys.executable, "-c", PEAK, json.dumps(case)], **options)
+    peak, stated = map(int, child.stdout.split())
+    copy = 0 if case[-1] else 4 * case[0] * case[1]
+    assert peak - 20e6 <= stated - copy <= 1.5 * peak
 
 
 def test_progress_is_one_stage_from_nothing_to_all():

@@ -17,7 +17,15 @@ import numpy as np
 from .. import process_group
 from .._arrays import dtype_name, to_tensor
 from .._version import __version__
-from ..block_memory import MemoryEstimate, Search, block_memory, choose_block_rows
+from ..block_memory import (
+    LIBRARY_BYTES,
+    MemoryEstimate,
+    Search,
+    block_memory,
+    choose_block_rows,
+    expected_memory,
+    format_bytes,
+)
 from ..constants import NOISE
 from ..feature_rows import OPENERS
 from ..npz import check_npz_output, write_npz
@@ -80,10 +88,12 @@ def _run(options: argparse.Namespace, device: str, group: process_group.Group) -
     in_blocks = group is not None or options.resume is not None or (limit is not None and estimate.peak_bytes > limit)
     needed = f"about {estimate}"
     if in_blocks:
-        own = -(-num_samples // process_group.size(group))
-        case = num_samples, own, num_features, Search(**settings)
+        ranks = process_group.size(group)
+        case = num_samples, -(-num_samples // ranks), ranks, num_features, Search(**settings)
         block_rows = choose_block_rows("pseudo_labels", *case, limit)
-        needed = f"at most about {MemoryEstimate(block_memory(*case, block_rows))}, in blocks of {block_rows} rows"
+        most = MemoryEstimate(block_memory(*case, block_rows))
+        about = f"about {expected_memory(*case, block_rows)}, at most {most}, in blocks of {block_rows} rows"
+        needed = f"{about}, and some {format_bytes(LIBRARY_BYTES)} of libraries"
     if first:
         print(f"{num_samples} samples x {num_features} features ({dtype_name(gallery.features.dtype)})")
         print(f"memory {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
