@@ -118,7 +118,7 @@ def block_memory(
             lists + encoding * own + expanded * own * (1.5 if blocks > 1 else 1) + 16 * n,
         ],
         "jaccard_distance": [
-            expanded * (own + max(block, (1.5 if alone else 2) * met)) + EDGE_BYTES * pairs + (8 + 12 * threads) * n,
+            expanded * (own + max(block, (1.5 if alone else 2) * met)) + EDGE_BYTES * pairs + (17 + 12 * threads) * n,
             expanded * own + 20 * pairs + 60 * lengths.pairs * block,
         ],
         "dbscan": [8 * pairs + 70 * lengths.pairs * block + 48 * n],
