@@ -17,7 +17,7 @@ SIZES = {
     "16k": 16384,
     "sysu": 34167,  # both modalities of SYSU-MM01's training set
     "msmt": 126441,  # all images of MSMT17
-    "500k": 500_000,
+    "500k": 500_000,  # none: how time grows
 }
 DIM = 2048  # channels of a ResNet-50 embedding
 K1, K2, EPS, MIN_SAMPLES = 40, 32, 0.6, 4  # the joint clustering of SYSU-MM01

@@ -32,20 +32,24 @@ class FeatureRows:
     source: torch.Tensor | tuple[Path, int]  # in memory, or a file and where its first value is
 
     @classmethod
-    def of(cls, name: str, features: Any, device: str | torch.device = "cpu") -> FeatureRows:
-        """Of an array [N, d], on its own device; or of a `.npy` or `.safetensors` file (key `features`) by path, with
-        blocks on the device that is named.
+    def of(cls, name: str, features: Any, device: torch.device | None = None) -> FeatureRows:
+        """Of an array [N, d], or of a `.npy` or `.safetensors` file (key `features`) by its path.
+
+        Args:
+            name: begins the errors.
+            features: the array or the path.
+            device: where blocks are to be; None is where the array is, and the CPU for a file.
 
         Raises:
             ValueError: in one line: the file cannot be read, has no features [N, d] of floating point in rows.
         """
         if isinstance(features, str | Path):
-            return _open(Path(features), torch.device(device))
+            return _open(Path(features), device or torch.device("cpu"))
         tensor = to_tensor(features, f"{name}: features")
         if tensor.dim() != 2 or not tensor.is_floating_point():
             got = f"{dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)}"
             raise ValueError(f"{name}: features must be floating point [N, d], got {got}")
-        return cls(tuple(tensor.shape), tensor.dtype, tensor.device, tensor)
+        return cls(tuple(tensor.shape), tensor.dtype, device or tensor.device, tensor)
 
     @property
     def in_memory(self) -> bool:
@@ -57,17 +61,19 @@ class FeatureRows:
         Raises:
             ValueError: a value is not finite, or does not fit float32.
         """
+        to_gpu = self.device.type == "cuda"
         if self.in_memory:
             rows = self.source[begin:end]
+            rows = rows.pin_memory() if to_gpu and rows.device.type == "cpu" else rows
         else:
             path, offset = self.source
-            row_bytes, on_gpu = self.shape[1] * self.dtype.itemsize, self.device.type == "cuda"
-            rows = torch.empty(end - begin, self.shape[1], dtype=self.dtype, pin_memory=on_gpu)
+            row_bytes = self.shape[1] * self.dtype.itemsize
+            rows = torch.empty(end - begin, self.shape[1], dtype=self.dtype, pin_memory=to_gpu)
             with path.open("rb") as file:
                 file.seek(offset + begin * row_bytes)
                 if rows.numel() and file.readinto(rows.view(torch.uint8).numpy()) != rows.nbytes:
                     raise ValueError(f"{path}: ends before row {end}; it is truncated")
-            rows = rows.to(self.device, non_blocking=True)  # the next block is read while this one is on its way
+        rows = rows.to(self.device, non_blocking=True)  # the next block is read while this one is on its way
         single = rows.to(torch.float32).contiguous()
         if single.numel() and not all(bound.isfinite() for bound in torch.aminmax(single)):
             bad = (~single.isfinite()).nonzero()[0].tolist()

@@ -175,10 +175,12 @@ def pseudo_labels(
             process.
         folder: where neighbours, encoding and distances are kept as they are finished, and taken from if they are
             there, also by another number of ranks.
-        device: where blocks of a file are computed on; None is the CPU. Arrays are computed on where they are.
+        device: where to compute, if not where the features are, block by block: features in a file, or in memory and
+            too many for a GPU. None is where they are, and the CPU for a file.
 
     Returns:
-        PseudoLabels with arrays of the kind of `features`, on its device (else of what is given in its place).
+        PseudoLabels with arrays of the kind of `features`, on its device (else of what is given in its place); of a
+        file, tensors where they were computed.
 
     Raises:
         ValueError: in one line, before any work: an argument is out of range, has the wrong shape or dtype, holds NaN
@@ -194,13 +196,13 @@ def pseudo_labels(
         raise ValueError(f"{name}: min_samples must be at least 1, got {min_samples}")
     search = Search(k1, k2, eps, min_samples)
     from_file = isinstance(features, str | Path)
-    if device is not None and not from_file:
-        raise ValueError(f"{name}: device={device} is for features from a path; put an array there yourself")
-    if process_group is not None or folder is not None or from_file:
+    if from_file or any(given is not None for given in (process_group, folder, device)):
         for argument, given in {"neighbor_idx": neighbor_idx, "encoding": encoding, "distance": distance}.items():
             if given is not None:
-                raise ValueError(f"{name}: {argument} cannot be given with a process_group, a folder or a path")
-        where = check_device(f"{name}: device", "cpu" if device is None else device)
+                raise ValueError(
+                    f"{name}: {argument} cannot be given with a path, a process_group, a folder or a device"
+                )
+        where = None if device is None else check_device(f"{name}: device", device)
         return _by_blocks(
             name, features, camera_ids, modality_ids, search, process_group, folder, max_memory, progress, where
         )
@@ -502,7 +504,7 @@ def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | N
 
 
 def _by_blocks(
-    name, features, camera_ids, modality_ids, search, group, folder, max_memory, progress, device="cpu"
+    name, features, camera_ids, modality_ids, search, group, folder, max_memory, progress, device=None
 ) -> PseudoLabels:
     """The same of a gallery in a file, or of the rows of this rank; what is wrong on one rank is an error on all."""
     from . import distributed  # loads the compiled ops
@@ -526,10 +528,14 @@ def _by_blocks(
             raise
         problem = str(error)
     distributed.agree(name, {}, group, problem)
-    back = like(torch.empty(0)) if isinstance(features, str | Path) else like(features)
+    if rows.in_memory:
+        where, back = rows.source.device, like(features)
+    else:
+        where, back = rows.device, like(torch.empty(0))
     files = None if folder is None else StageFiles(Path(folder))
     part = distributed.cluster(name, rows, camera, modality, search, group, max_memory, progress, files)
-    return PseudoLabels(back(part.labels), back(part.core_mask), part.num_clusters, part.num_outliers, part.seconds)
+    labels, core_mask = (back(found.to(where)) for found in (part.labels, part.core_mask))
+    return PseudoLabels(labels, core_mask, part.num_clusters, part.num_outliers, part.seconds)
 
 
 @contextmanager

@@ -259,7 +259,9 @@ def test_ids_on_another_device_follow_the_features(place, samples, want):
 
 @pytest.mark.parametrize("block_rows", [None, 31])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_file_is_clustered_on_the_device_block_by_block(place, samples, tmp_path, monkeypatch, block_rows, dtype):
+def test_features_elsewhere_are_clustered_on_the_device_block_by_block(
+    place, samples, tmp_path, monkeypatch, block_rows, dtype
+):
     if block_rows is not None:
         monkeypatch.setattr(block_memory, "MAX_BLOCK_ROWS", block_rows * place.num_samples // 70)
         monkeypatch.setattr(block_memory, "MIN_BLOCK_ROWS", 1)
@@ -268,8 +270,12 @@ def test_a_file_is_clustered_on_the_device_block_by_block(place, samples, tmp_pa
     ids = {name: samples[name] for name in ("camera_ids", "modality_ids")}
     got = found(features=tmp_path / "gallery.safetensors", device=place.device, **ids)
     assert {tensor.device for tensor in got} == {place.device}
+    of_memory = found(features=stored, device=place.device, **ids)
+    assert {tensor.device.type for tensor in of_memory} == {"cpu"}
     with place.on_the_cpu():
-        assert_same_bits(got, found(features=stored, **ids))
+        want = found(features=stored, **ids)
+    assert_same_bits(got, want)
+    assert_same_bits(of_memory, want)
 
 
 def test_inputs_of_any_strides(place, samples, want):

@@ -257,7 +257,7 @@ NEAR = rows(np.array([0, 0.5, 0.5, 0], np.float32))
         ({"encoding": HALVES}, "encoding must have one row per sample, got 2 rows with N=40"),
         ({"distance": NEAR}, r"distance must have one row per sample, got 2 rows with features of shape \(40, 6\)"),
         ({"features": None}, "features are needed to compute the encoding, got None"),
-        ({"device": "cpu"}, "device=cpu is for features from a path; put an array there yourself"),
+        ({"device": "cpu", "encoding": HALVES}, "encoding cannot be given with a path, .* or a device"),
         ({"features": "gallery.npy", "device": "gpu"}, "device must be cpu, cuda or cuda:NUMBER, got 'gpu'"),
         ({"features": "gallery.npy", "device": "mps"}, "device must be cpu, cuda or cuda:NUMBER, got 'mps'"),
         ({"features": "gallery.npy", "device": "cuda:99"}, r"device cuda:99: there (is|are) \d GPU\(s\); .*"),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,7 +59,7 @@ def gallery(tmp_path_factory):
 
 def cluster(ranks, folder, gallery, *more, num_ranks=3, fates=None):
     out = folder / "labels.npz"
-    call = ("cluster", gallery[0], "-o", out, *SEARCH, "--resume", folder / "stages", *more)
+    call = ("cluster", gallery[0], "-o", out, *SEARCH, "--device", "cpu", "--resume", folder / "stages", *more)
     codes, texts = ranks(folder, num_ranks, "dmic", *call, fates=fates)
     return codes, texts, out
 
@@ -71,6 +76,40 @@ def assert_right(out, gallery):
 def test_every_stage_has_the_bits_of_the_whole(ranks, gallery, tmp_path, cuts, block_rows):
     codes, texts = ranks(tmp_path, len(cuts) - 1, "same_stages", gallery[0], block_rows, *cuts)
     assert codes == [0] * len(codes), texts
+
+
+def test_two_agents_of_torchrun_meet_by_address_as_those_of_two_machines_do(gallery, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2", *meeting]
+    out = tmp_path / "labels.npz"
+    command = [
+        *launch,
+        "-m",
+        "dmic",
+        "cluster",
+        gallery[0],
+        "-o",
+        out,
+        *SEARCH,
+        "--device",
+        "cpu",
+        "--resume",
+        tmp_path / "stages",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(dmic.__file__).parents[1])}
+    how = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    agents = [subprocess.Popen([*map(str, command)], **how) for _ in range(2)]
+    try:
+        printed = [agent.communicate(timeout=120)[0] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    assert sum("wrote" in text for text in printed) == 1
+    assert_right(out, gallery)
 
 
 def test_ranks_of_one_modality_only(ranks, tmp_path):

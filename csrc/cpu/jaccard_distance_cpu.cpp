@@ -58,10 +58,10 @@ std::vector<int32_t> order_by_columns(const Encoding& in, Progress& progress) {
       heaviest[i] = values < last ? in.col_idx[std::max_element(values, last) - in.values]
                                    : static_cast<int32_t>(in.num_cols);
       progress.poll();
-      ++first[heaviest[i] + 2];
+      ++first[int64_t{heaviest[i]} + 2];
     }
     std::partial_sum(first.begin(), first.end(), first.begin());
-    for (int64_t i = begin; i < end; ++i) by_column[first[heaviest[i] + 1]++] = static_cast<int32_t>(i);
+    for (int64_t i = begin; i < end; ++i) by_column[first[int64_t{heaviest[i]} + 1]++] = static_cast<int32_t>(i);
     const auto take = [&](int32_t i) {
       if (!taken[i]) order.push_back(i);
       taken[i] = true;

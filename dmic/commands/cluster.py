@@ -99,12 +99,13 @@ def _run(options: argparse.Namespace, device: str, group: process_group.Group) -
         print(f"memory {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
     features, own = gallery.features, slice(*process_group.share(num_samples, group))
     shared = {name: None if given is None else given[own] for name, given in ids.items()}
-    rows = {"process_group": group, "folder": options.resume} if in_blocks else {}
     if in_blocks and options.file.suffix in OPENERS:
         features, shared = options.file, ids  # every rank reads its own share
-        rows["device"] = device
-    else:
-        features = (features if group is None else features[own]).to(device)
+    elif group is not None:
+        features = features[own]
+    elif not in_blocks:
+        features = features.to(device)
+    rows = {"process_group": group, "folder": options.resume, "device": device} if in_blocks else {}
     with show_progress() if first else nullcontext() as progress:
         result = pseudo_labels(features, **shared, **settings, **rows, max_memory=limit, progress=progress)
     if group is not None:
