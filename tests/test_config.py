@@ -137,6 +137,32 @@ def test_mistakes_are_named(values, message):
         from_dict(values)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("stage2.joint.min_samples=0", "stage2.joint.min_samples must be at least 1, got 0"),
+        ("stage1.num_epochs=-1", "stage1.num_epochs must be at least 0, got -1"),
+        ("objective.temperature=0", "objective.temperature must be above 0, got 0.0"),
+        ("objective.momentum=1", "objective.momentum must be below 1, got 1.0"),
+        ("objective.momentum=-0.1", "objective.momentum must be at least 0, got -0.1"),
+        ("objective.instance_weight=-1", "objective.instance_weight must be at least 0, got -1.0"),
+        ("objective.joint_instance_weight=-1", "objective.joint_instance_weight must be at least 0, got -1.0"),
+        ("objective.combined_weight=-1", "objective.combined_weight must be at least 0, got -1.0"),
+        ("train.num_iterations=0", "train.num_iterations must be at least 1, got 0"),
+        ("train.num_classes=0", "train.num_classes must be at least 1, got 0"),
+        ("train.num_samples=0", "train.num_samples must be at least 1, got 0"),
+        ("train.accumulate=0", "train.accumulate must be at least 1, got 0"),
+        ("train.weight_decay=-1", "train.weight_decay must be at least 0, got -1.0"),
+        ("train.warmup=-1", "train.warmup must be at least 0, got -1"),
+        ("train.checkpoint_seconds=-1", "train.checkpoint_seconds must be at least 0, got -1.0"),
+        ("evaluate.every=0", "evaluate.every must be at least 1, got 0"),
+    ],
+)
+def test_a_value_out_of_range_is_named_before_hours_of_training(setting, message):
+    with pytest.raises(ValueError, match=f"^config: {message}$"):
+        load_config("regdb", [setting])
+
+
 def test_a_number_that_is_not_finite_is_not_written():
     config = Config()
     config = replace(config, objective=replace(config.objective, temperature=math.inf))
