@@ -164,6 +164,26 @@ class TestEvaluate:
         assert len(names) == 8
         assert sum("re-ranked, k1=20, k2=6, lambda=0.3" in name for name in names) == 4
 
+    def test_the_trials_of_several_runs_are_scored_together(self, trained, run, tmp_path):
+        tree, out, folders = trees.regdb(tmp_path / "tree", persons=12, images=3), tmp_path / "out.json", []
+        for trial in (2, 7):
+            folders.append(tmp_path / f"run_{trial}")
+            given = settings(*TINY, "network.kind=small", f"data.trial={trial}")
+            assert run("train", "regdb", "--data", tree, "--out", folders[-1], "--device", "cpu", *given)[0] == 0
+        assert "the scores of several runs need a file of their own: -o OUT.json" in run("evaluate", *folders)[2]
+        code, printed, _ = run("evaluate", *folders, "--device", "cpu", "-o", out)
+        assert code == 0
+        alone = [json.loads((f / "metrics.jsonl").read_text().splitlines()[-1])["retrieval"] for f in folders]
+        for position, name in enumerate(("visible to infrared", "infrared to visible")):
+            found, parts = json.loads(out.read_text())[position], [results[position] for results in alone]
+            assert found["protocol"] == f"RegDB, {name}, trials 2, 7"
+            assert found["protocol"] in printed
+            assert found["trials"] == [trial for part in parts for trial in part["trials"]]
+        assert run("evaluate", trained, trained, "--device", "cpu", "-o", out)[0] == 0
+        assert json.loads(out.read_text())[0]["protocol"] == "SYSU-MM01, all search, single shot, 2 runs"
+        code, _, err = run("evaluate", trained, folders[0], "--device", "cpu", "-o", out)
+        assert (code, "pooled: runs must have the same protocols, got ['SYSU-MM01, all" in err) == (2, True)
+
     def test_a_folder_without_a_finished_run_is_named(self, run, tmp_path):
         code, _, err = run("evaluate", tmp_path)
         assert (code, "not a finished run, config.toml is missing" in err) == (2, True)

@@ -34,6 +34,13 @@ def test_the_file_holds_every_default():
     assert values["stage2"]["joint"]["k1"] == 40.0, "a constant schedule is a number"
 
 
+def test_a_constant_schedule_keeps_the_end_that_it_does_not_read():
+    """A run that was started with it would be refused when it is resumed, as one with other settings."""
+    config = load_config("regdb", ["stage1.per_modality.eps.kind=constant"])
+    assert from_dict(tomllib.loads(to_toml(config))) == config
+    assert config.stage1.per_modality.eps == Schedule("constant", 0.3, 0.2)
+
+
 def test_what_is_absent_keeps_its_default():
     assert from_dict({"train": {"seed": 5}}) == replace(Config(), train=replace(Config().train, seed=5))
 
@@ -89,7 +96,16 @@ def test_single_settings_change_a_recipe():
     config = load_config("regdb", ["train.seed=3", "data.trial=7", "stage2.joint.eps=0.25", "network.kind=resnet18"])
     assert (config.train.seed, config.data.trial, config.network.kind) == (3, 7, "resnet18")
     assert config.stage2.joint.eps == fixed(0.25)
-    assert load_config("regdb", ["stage1.per_modality.eps.end=0.1"]).stage1.per_modality.eps.end == 0.1
+    eps = load_config("regdb", ["stage1.per_modality.eps.end=0.1"]).stage1.per_modality.eps
+    assert eps == Schedule("geometric", 0.3, 0.1), "the rest is the recipe's"
+
+
+def test_of_a_setting_that_is_given_twice_the_last_one_counts_and_spaces_do_not():
+    config = load_config(
+        "regdb", ["train.seed=3", " train.seed = 4 ", "network.kind = resnet18 ", "train.weight_decay=1"]
+    )
+    assert (config.train.seed, config.network.kind, config.train.weight_decay) == (4, "resnet18", 1.0)
+    assert type(config.train.weight_decay) is float
 
 
 def test_differences_name_every_setting():
@@ -105,6 +121,7 @@ def test_differences_name_every_setting():
         (("sysu",), "'sysu' is no file and no recipe, did you mean 'sysu_mm01'?"),
         (("regdb", ["train.sed=3"]), "there is no key 'train.sed', did you mean 'seed'?"),
         (("regdb", ["train.seed"]), "a setting must look like section.key=value, got 'train.seed'"),
+        (("regdb", ["=3"]), "a setting must look like section.key=value, got '=3'"),
         (("regdb", ["train.seed=abc"]), "train.seed must be int, got 'abc'"),
         (("regdb", ["train.weight_decay=nan"]), "config: train.weight_decay must be finite, got nan"),
         (("regdb", ["stage2.joint.eps=inf"]), "config: stage2.joint.eps: Schedule: .* must be finite, got inf"),
