@@ -92,6 +92,39 @@ def test_the_recipe_of_sysu_mm01_has_the_published_constants():
     assert (config.data.height, config.data.width) == (288, 144)
 
 
+@pytest.mark.parametrize("name", ["sysu_mm01", "regdb", "llcm"])
+def test_the_losses_and_optimiser_of_a_recipe_are_those_of_the_method(name):
+    config = load_config(name)
+    objective = config.objective
+    assert (objective.instances, objective.temperature, objective.momentum) == (True, 0.05, 0.0)
+    assert (objective.instance_weight, objective.joint_instance_weight, objective.combined_weight) == (1.0, 0.1, 0.7)
+    assert not objective.mixed_only
+    assert (config.train.weight_decay, config.train.accumulate, config.train.warmup) == (5e-4, 1, 0)
+    assert (config.train.num_classes, config.train.num_samples) == (4, 16)
+    assert (config.network.kind, config.network.weights, config.network.non_local) == ("resnet50", "imagenet", False)
+    assert (config.stage1.joint_step, config.stage2.joint_step) == ("none", "separate")
+    stages = config.stage1, config.stage2
+    clusterings = [stage.per_modality for stage in stages] + [config.stage2.joint]
+    assert all((found.min_samples, found.expansion) == (4, "mie") for found in clusterings)
+    assert all(s.learning_rate == Schedule("step", 3.5e-4, 3.5e-6, interval=20) for s in stages)
+    assert all(s.num_epochs == 50 and s.per_modality.k1 == fixed(30) for s in stages)
+    assert all(s.per_modality.k2 == Schedule("geometric", 6, 18) for s in stages)
+
+
+def test_the_recipe_of_regdb_has_the_published_constants():
+    config = load_config("regdb")
+    eps = Schedule("geometric", 0.3, 0.2)
+    assert config.stage1.per_modality.eps == config.stage2.per_modality.eps == config.stage2.joint.eps == eps
+    assert (config.stage2.joint.k1, config.stage2.joint.k2) == (fixed(38), Schedule("geometric", 6, 18))
+    assert config.train.num_iterations == 100
+
+
+def test_a_file_of_ones_own_takes_the_place_of_a_recipe(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("[train]\nseed = 5\n", encoding="utf-8")
+    assert load_config(str(path), ["data.trial=2"]) == from_dict({"train": {"seed": 5}, "data": {"trial": 2}})
+
+
 def test_single_settings_change_a_recipe():
     config = load_config("regdb", ["train.seed=3", "data.trial=7", "stage2.joint.eps=0.25", "network.kind=resnet18"])
     assert (config.train.seed, config.data.trial, config.network.kind) == (3, 7, "resnet18")
@@ -191,6 +224,9 @@ def test_a_file_that_is_not_toml_is_named(tmp_path):
     path = tmp_path / "broken.toml"
     path.write_text("[train\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"broken.toml: not a TOML file"):
+        read_toml(path)
+    path.write_bytes(b"[train]\nseed = 5 # \xff")
+    with pytest.raises(ValueError, match=r"broken.toml: not a TOML file \(.*invalid start byte"):
         read_toml(path)
 
 

@@ -145,6 +145,22 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
         assert torch.equal(found, torch.arange(240, dtype=torch.uint8).reshape(20, 12).expand(3, 20, 12))
 
 
+def test_a_jpeg_is_decoded_at_its_full_size_and_not_turned(tmp_path):
+    path, turned = tmp_path / "large.jpg", Image.Exif()
+    turned[0x0112] = 6  # orientation: show it a quarter turned
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, exif=turned)
+    with Image.open(path) as image:
+        assert image.getexif()[0x0112] == 6
+        whole = image.convert("RGB")
+        assert whole.size == (96, 160)
+        want = np.array(whole.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+    assert torch.equal(files([path])[torch.tensor([0])][0], torch.from_numpy(want).permute(2, 0, 1))
+    with Image.open(path) as image:
+        image.draft("RGB", (WIDTH, HEIGHT))
+        assert image.size != (96, 160), "a reduced size is there to be taken"
+
+
 FAULTS = {
     "truncated.jpg": "is not a readable image",
     "truncated.png": "is not a readable image",

@@ -268,6 +268,22 @@ def test_modalities_are_clustered_alone_and_together():
     assert describe_labels(without, gallery)["shared"]["mixed_share"] is None
 
 
+@pytest.mark.parametrize("joint", ["none", "separate"])
+def test_a_gallery_smaller_than_the_neighbourhood_is_one_neighbourhood(joint):
+    features = torch.randint(0, 4, (30, 3), generator=torch.Generator().manual_seed(0)).float()
+    gallery = Gallery(torch.zeros(30, 1, 2, 2, dtype=torch.uint8), torch.arange(30) % 3, (torch.arange(30) > 20).long())
+    found = []
+    for k1, k2 in ((50, 40), (9, 40)):  # 21 visible samples, 9 infrared ones
+        settings = {"k1": k1, "k2": k2, "eps": 0.6, "min_samples": 2, "expansion": "camera"}
+        stage = replace(stages(settings)[1], objective=Objective(joint=joint))
+        found.append(refresh_labels(features, gallery, stage, 0))
+    large, small = found
+    assert (large.visible[:21] == 0).all(), "every expanded row is the mean of all"
+    assert (large.infrared[21:] == 0).all()
+    assert torch.equal(small.infrared, large.infrared)
+    assert joint == "none" or (large.shared == 0).all()
+
+
 @pytest.mark.parametrize("infrared", [0, 5, 30, 60])
 def test_the_three_clusterings_of_an_epoch_share_a_search(infrared, monkeypatch):
     features = torch.randint(0, 3, (60, 5), generator=torch.Generator().manual_seed(1)).float()

@@ -48,13 +48,13 @@ class Book:
         self.views, self.view_seeds, self.memory_seeds = [], [], []
         self.losses, self.moments, self.drawn_for_shared, self.settings = {}, [], set(), []
 
-    def view(self, modality):
+    def view(self, modality, number):
         def noisy(pixels, generator, begin, total):
             assert (begin, total) == (0, len(pixels))
-            if not self.views or self.views[-1][0] != modality:
+            if number == 0:
                 self.view_seeds.append(generator.initial_seed())
             view = pixels + 30 * torch.randn(pixels.shape, generator=generator)
-            self.views.append((modality, pixels[:, 0, 0, 0].long(), view))
+            self.views.append((modality, number, pixels[:, 0, 0, 0].long(), view))
             return view
 
         return noisy
@@ -131,10 +131,11 @@ class Book:
         pixels, sample_idx = {}, {}
         for modality in (VISIBLE, INFRARED):
             views = [self.views.pop(0) for _ in range(NUM_VIEWS[modality])]
-            assert all(of == modality and torch.equal(ids, views[0][1]) for of, ids, _ in views)
-            pixels[modality] = torch.cat([view for _, _, view in views])
-            sample_idx[modality] = torch.cat([ids for _, ids, _ in views])
-            ids = views[0][1]
+            assert [view[:2] for view in views] == [(modality, number) for number in range(len(views))]
+            ids = views[0][2]
+            assert all(torch.equal(ids, others) for _, _, others, _ in views)
+            pixels[modality] = torch.cat([view for *_, view in views])
+            sample_idx[modality] = ids.repeat(len(views))
             labels = self.labels[NAMES[modality] if kind == "alone" else "shared"][ids]
             assert (self.gallery.modality_ids[ids] == modality).all()
             assert (labels != NOISE).all()
@@ -244,7 +245,7 @@ def test_two_stages_do_what_the_method_says(joint, accumulate, objective, monkey
 
     monkeypatch.setattr(dmic.memory, "_replace_rows", update)
     monkeypatch.setattr("dmic.train.cluster", book.cluster)
-    views = {VISIBLE: (book.view(VISIBLE),) * 2, INFRARED: (book.view(INFRARED),)}
+    views = {modality: tuple(book.view(modality, v) for v in range(n)) for modality, n in NUM_VIEWS.items()}
     train(
         state,
         gallery,
