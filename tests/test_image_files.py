@@ -136,6 +136,17 @@ def test_two_threads_that_decode_one_image_at_the_same_time_keep_it_once(paths, 
     assert images.cached_share == 1 / NUM_FILES
 
 
+def test_images_that_are_asked_for_together_are_decoded_at_the_same_time(paths, monkeypatch):
+    all_at_once, original = threading.Barrier(3, timeout=60), image_files.read_bytes
+
+    def meeting(path):
+        all_at_once.wait()
+        return original(path)
+
+    monkeypatch.setattr(image_files, "read_bytes", meeting)
+    assert len(files(paths, num_workers=3)[torch.tensor([4, 0, 7])]) == 3
+
+
 def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     grey = Image.fromarray(np.arange(0, 240, dtype=np.uint8).reshape(20, 12))
     for mode in ("L", "P", "LA"):

@@ -54,7 +54,7 @@ class TestClusterMemory:
     def test_momentum_keeps_its_share_of_the_old_row(self):
         memory = ClusterMemory.from_features(features(2), torch.tensor([0, 1]), momentum=0.75)
         old, member = memory.rows[1].clone(), features(1, seed=1)
-        memory.update(member, torch.tensor([1]), draws())
+        memory.update(3 * member, torch.tensor([1]), draws())
         torch.testing.assert_close(memory.rows[1], F.normalize(0.75 * old + 0.25 * member[0], dim=0))
 
     def test_an_update_takes_no_part_in_autograd(self):
