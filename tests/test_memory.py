@@ -19,7 +19,8 @@ def draws(seed=0):
 
 class TestClusterMemory:
     def test_rows_start_as_normalised_centroids_without_outliers(self):
-        x, labels = features(5), torch.tensor([0, 1, 0, NOISE, 1])
+        lengths = torch.tensor([1.0, 0.3, 0.2, 1.0, 0.9])[:, None]  # features are not of unit norm
+        x, labels = lengths * features(5), torch.tensor([0, 1, 0, NOISE, 1])
         memory = ClusterMemory.from_features(x, labels)
         want = torch.stack([F.normalize(x[[0, 2]].mean(0), dim=0), F.normalize(x[[1, 4]].mean(0), dim=0)])
         torch.testing.assert_close(memory.rows, want)

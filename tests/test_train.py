@@ -263,6 +263,9 @@ def test_modalities_are_clustered_alone_and_together():
     assert labels.shared.max() == 2
     record = describe_labels(labels, gallery)
     assert record["shared"] == {"clusters": 3, "outliers": 0, "cameras_per_cluster": 3.0, "mixed_share": 1.0}
+    one_out = replace(labels, visible=labels.visible.index_fill(0, torch.tensor([0, 1]), NOISE))
+    assert describe_labels(one_out, gallery)["visible"]["outliers"] == 1, "infrared samples are no visible outliers"
+    assert record["infrared"]["outliers"] == 0
     without = refresh_labels(features, gallery, alone, 0)
     assert (without.shared == NOISE).all()
     assert describe_labels(without, gallery)["shared"]["mixed_share"] is None
