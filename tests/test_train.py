@@ -121,7 +121,7 @@ def test_hooks_only_look(galleries):
 def test_a_state_that_was_saved_between_any_two_iterations_continues_bit_for_bit(galleries):
     gallery = galleries[0].unlabeled
     saved = []
-    plan = stages(num_epochs=(1, 2))
+    plan = stages(num_epochs=(1, 2), momentum=0.3)
 
     def keep(state):
         tensors, packed = pack_state(state)
