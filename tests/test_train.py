@@ -336,6 +336,19 @@ def test_identities_of_the_experiments_oracle_can_be_split_by_modality():
     assert oracle.true_labels(person_ids, gallery, joint=True, mixed=0).shared.tolist() == [1, 0, 0, 2, 3, 4]
 
 
+@pytest.mark.parametrize("rerank", [False, True])
+def test_scores_are_taken_before_training_every_so_often_and_at_the_end(rerank, tmp_path):
+    settings = ("data.num_crops=1", "data.train_share=0.3", "network.width=4", "network.embedding_dim=16")
+    settings += ("stage1.num_epochs=3", "stage2.num_epochs=0", "train.num_iterations=1", "evaluate.every=2")
+    config = load_config("landsat", [*settings, f"evaluate.rerank={str(rerank).lower()}"])
+    folder = RunFolder(tmp_path / "run")
+    run_training(config, folder)
+    scored = {record["epoch"]: record.get("retrieval") for record in folder.records()}
+    assert [epoch for epoch, results in scored.items() if results] == [0, 2, 3]
+    again = {epoch: ["re-ranked" in result["protocol"] for result in scored[epoch]] for epoch in (0, 2, 3)}
+    assert again == {0: [False] * 2, 2: [False] * 2, 3: [False] * 2 + [True] * 2 * rerank}
+
+
 @pytest.mark.parametrize(
     ("expansion", "ids"),
     [
