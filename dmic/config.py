@@ -63,6 +63,12 @@ def _check_finite(name: str, value: float) -> None:
         raise ValueError(f"config: {name} must be finite, got {value}")
 
 
+def _check_range(config: Any, least: float, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"config: {name} must be at least {least}, got {getattr(config, name)}")
+
+
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"config: {name} must be one of {', '.join(choices)}, got {value!r}")
@@ -80,6 +86,7 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         _check_choice("expansion", self.expansion, EXPANSIONS)
+        _check_range(self, 1, "min_samples")
 
 
 PER_MODALITY = ClusterConfig(fixed(30), Schedule("geometric", 6, 18), Schedule("geometric", 0.6, 0.3))
@@ -98,8 +105,7 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         _check_choice("joint_step", self.joint_step, JOINT_STEPS)
-        if self.num_epochs < 0:
-            raise ValueError(f"config: num_epochs must not be negative, got {self.num_epochs}")
+        _check_range(self, 0, "num_epochs")
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,14 @@ class ObjectiveConfig:
     combined_weight: float = 0.7  # of all joint terms in a combined step
     mixed_only: bool = False  # joint batches hold only clusters of both modalities
     temperature: float = 0.05  # of the softmax over similarities
-    momentum: float = 0.0  # share of its old value that a memory row keeps
+    momentum: float = 0.0  # share of its old value that a memory row keeps, in [0, 1)
+
+    def __post_init__(self) -> None:
+        _check_range(self, 0, "instance_weight", "joint_instance_weight", "combined_weight", "momentum")
+        if self.momentum >= 1:
+            raise ValueError(f"config: momentum must be below 1, got {self.momentum}")
+        if self.temperature <= 0:
+            raise ValueError(f"config: temperature must be above 0, got {self.temperature}")
 
 
 @dataclass(frozen=True)
@@ -128,6 +141,10 @@ class TrainConfig:
     seed: int = 0  # of the weights, the batches, the views and the memory updates
     checkpoint_seconds: float = 600.0  # at most so much work is lost; a checkpoint is also written after each epoch
 
+    def __post_init__(self) -> None:
+        _check_range(self, 1, "num_iterations", "num_classes", "num_samples", "accumulate")
+        _check_range(self, 0, "weight_decay", "warmup", "checkpoint_seconds")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -135,6 +152,9 @@ class EvaluateConfig:
 
     every: int = 5  # epochs; the first moment (before training) and the last epoch always are
     rerank: bool = False  # the last epoch also with k-reciprocal re-ranking, reported separately
+
+    def __post_init__(self) -> None:
+        _check_range(self, 1, "every")
 
 
 @dataclass(frozen=True)
@@ -298,7 +318,10 @@ def _update(config: Any, values: Any, path: str) -> Any:
             current[name] = _update(current[name], value, where)
         else:
             current[name] = _typed(value, types[name], where)
-    return type(config)(**current)
+    try:
+        return type(config)(**current)
+    except ValueError as error:  # it names the key, not where it is
+        raise ValueError(str(error).replace("config: ", f"config: {path}.", 1)) from None
 
 
 def _schedule(current: Schedule, value: Any, where: str) -> Schedule:

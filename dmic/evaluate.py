@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from .process_group import Group, all_gather_rows, share
 from .ranking import Rerank, plain_distances, reranked_distances, unit_rows
 
 RANKS = (1, 5, 10, 20)
+TRIAL = re.compile(r", trial (\d+)")  # in the name of a protocol that is one of several splits
 CHUNK_BYTES = 256_000_000  # memory for the rankings of one chunk of queries
 BYTES_PER_PAIR = 96  # distance, order, ranks and matches of one query and one gallery image, with temporaries
 
@@ -116,6 +118,30 @@ class ProtocolResult:
                 for trial in self.trials
             ],
         }
+
+
+def pooled(runs: Sequence[Sequence[ProtocolResult]]) -> list[ProtocolResult]:
+    """One result for every protocol, with the trials of all runs; the name says which runs.
+
+    Args:
+        runs: at least one, each with results of the same protocols in the same order. The number of a trial in a name,
+            "RegDB, trial 3, visible to infrared", may differ.
+
+    Raises:
+        ValueError: runs of different protocols.
+    """
+    if len(runs) == 1:
+        return list(runs[0])
+    names = [[TRIAL.sub("", result.name) for result in results] for results in runs]
+    for other in names[1:]:
+        if other != names[0]:
+            raise ValueError(f"pooled: runs must have the same protocols, got {names[0]} and {other}")
+    results = []
+    for name, *of_one in zip(names[0], *runs, strict=True):
+        numbers = [number[1] for result in of_one if (number := TRIAL.search(result.name))]
+        which = f"trials {', '.join(numbers)}" if numbers else f"{len(runs)} runs"
+        results.append(ProtocolResult(f"{name}, {which}", tuple(trial for r in of_one for trial in r.trials)))
+    return results
 
 
 @torch.no_grad()

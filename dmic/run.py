@@ -476,11 +476,11 @@ def run_training(
                 report(record)
 
         def evaluate(epoch: int) -> Record:
-            moments = 0, config.num_epochs
-            if dataset.test is None or (epoch not in moments and epoch % config.evaluate.every):
+            is_last = epoch == config.num_epochs
+            if dataset.test is None or (epoch % config.evaluate.every and not is_last):
                 return {}
             features = embed_test(network, dataset, advance, group)
-            rerank = config.evaluate.rerank and epoch == config.num_epochs
+            rerank = config.evaluate.rerank and is_last
             results = score(features, dataset, rerank=rerank, group=group)
             return {"retrieval": [result.as_record() for result in results]}
 

@@ -12,7 +12,10 @@ from safetensors.torch import load_file
 
 from dmic import cli
 from dmic.config import read_toml
-from dmic.data.pedestrians import write_pedestrians
+from dmic.data import samples_in_folder
+from dmic.data.pedestrians import DEFAULT, Difficulty, write_pedestrians
+from dmic.models import embed
+from dmic.run import load_run
 
 TINY = (
     "data.height=32",
@@ -100,6 +103,8 @@ class TestTrain:
         code, _, err = run(*arguments, *settings(*TINY, "train.seed=5"))
         assert code == 2
         assert "holds a run with other settings (train.seed: 0 and 5)" in err
+        code, _, err = run("train", "--out", trained, "--resume", *settings("train.warmup=5"))
+        assert (code, "holds a run with other settings (train.warmup: 60 and 5)" in err) == (2, True)
 
     def test_a_finished_run_that_is_resumed_stays_as_it_is(self, trained, run):
         before = (trained / "metrics.jsonl").read_text(), load_file(trained / "weights.safetensors")
@@ -108,10 +113,24 @@ class TestTrain:
         after = load_file(trained / "weights.safetensors")
         assert all(torch.equal(before[1][name], after[name]) for name in after)
 
+    def test_a_resumed_recipe_knows_where_the_data_were_and_prints_the_first_and_the_last_scores(self, trained, run):
+        code, printed, err = run(
+            "train", "pedestrians", "--out", trained, "--resume", "--device", "cpu", *settings(*TINY)
+        )
+        assert (code, err) == (0, "")
+        records = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+        moments = {"before": records[0], "after": records[-1]}
+        precision = {name: record["retrieval"][0]["mean_average_precision"]["mean"] for name, record in moments.items()}
+        assert precision["before"] != precision["after"]
+        for name, value in precision.items():
+            row = next(line for line in printed.splitlines() if line.startswith(name))
+            assert f" {100 * value:.1f} +-" in row
+        assert "The images are synthetic and show no person" in printed
+
     def test_a_data_set_that_is_not_there_is_named_before_anything_is_written(self, run, tmp_path):
         code, _, err = run("train", "sysu_mm01", "--data", tmp_path / "none", "--out", tmp_path / "run")
         assert code == 2
-        assert str(tmp_path / "none") in err
+        assert err == f"dmic train: error: open_dataset: {tmp_path / 'none'} does not exist\n"
         assert not (tmp_path / "run").exists()
         code, _, err = run("train", "sysu_mm01", "--out", tmp_path / "run")
         assert "data.root must say where sysu_mm01 is; on the command line: --data PATH" in err
@@ -164,6 +183,26 @@ class TestEvaluate:
         assert len(names) == 8
         assert sum("re-ranked, k1=20, k2=6, lambda=0.3" in name for name in names) == 4
 
+    def test_the_trials_of_several_runs_are_scored_together(self, trained, run, tmp_path):
+        tree, out, folders = trees.regdb(tmp_path / "tree", persons=12, images=3), tmp_path / "out.json", []
+        for trial in (2, 7):
+            folders.append(tmp_path / f"run_{trial}")
+            given = settings(*TINY, "network.kind=small", f"data.trial={trial}")
+            assert run("train", "regdb", "--data", tree, "--out", folders[-1], "--device", "cpu", *given)[0] == 0
+        assert "the scores of several runs need a file of their own: -o OUT.json" in run("evaluate", *folders)[2]
+        code, printed, _ = run("evaluate", *folders, "--device", "cpu", "-o", out)
+        assert code == 0
+        alone = [json.loads((f / "metrics.jsonl").read_text().splitlines()[-1])["retrieval"] for f in folders]
+        for position, name in enumerate(("visible to infrared", "infrared to visible")):
+            found, parts = json.loads(out.read_text())[position], [results[position] for results in alone]
+            assert found["protocol"] == f"RegDB, {name}, trials 2, 7"
+            assert found["protocol"] in printed
+            assert found["trials"] == [trial for part in parts for trial in part["trials"]]
+        assert run("evaluate", trained, trained, "--device", "cpu", "-o", out)[0] == 0
+        assert json.loads(out.read_text())[0]["protocol"] == "SYSU-MM01, all search, single shot, 2 runs"
+        code, _, err = run("evaluate", trained, folders[0], "--device", "cpu", "-o", out)
+        assert (code, "pooled: runs must have the same protocols, got ['SYSU-MM01, all" in err) == (2, True)
+
     def test_a_folder_without_a_finished_run_is_named(self, run, tmp_path):
         code, _, err = run("evaluate", tmp_path)
         assert (code, "not a finished run, config.toml is missing" in err) == (2, True)
@@ -180,6 +219,24 @@ class TestEmbed:
             assert set(file["modality_ids"].tolist()) == {0}
             assert len(set(file["camera_ids"].tolist())) == len(list((tree / "cam1").iterdir()))
         assert run("cluster", out, "--k1", "4", "--k2", "2", "-o", tmp_path / "labels.npz")[0] == 0
+
+    def test_a_folder_of_infrared_images_goes_through_the_infrared_stem(self, trained, tree, run, tmp_path):
+        features = []
+        for modality, number in (("visible", 0), ("infrared", 1)):
+            out = tmp_path / f"{modality}.npz"
+            assert run("embed", trained, tree / "cam3", "--modality", modality, "-o", out, "--device", "cpu")[0] == 0
+            with np.load(out) as file:
+                assert set(file["modality_ids"].tolist()) == {number}
+                features.append(file["features"])
+        assert not np.array_equal(*features)
+        network = load_run(trained)[1]
+        infrared = samples_in_folder(tree / "cam3", 1).gallery(height=32, width=16)
+        assert np.allclose(features[1], embed(network, infrared).numpy(), atol=1e-6)
+
+    def test_a_manifest_needs_no_modality(self, trained, run, tmp_path):
+        (tmp_path / "own.csv").write_text("path,modality,camera\n")
+        code, _, err = run("embed", trained, tmp_path / "own.csv", "--modality", "visible", "-o", tmp_path / "out.npz")
+        assert (code, "a manifest has the modality of every image, leave out --modality" in err) == (2, True)
 
     def test_a_manifest_says_the_modality_and_camera_of_every_image(self, trained, tree, run, tmp_path):
         rows = [(path, "infrared" if camera == 3 else "visible", camera) for camera in (2, 3)
@@ -211,6 +268,30 @@ class TestData:
         code, printed, _ = run("data", "check", root)
         assert code == 1
         assert "(sysu_mm01): 1 errors" in printed
+
+    def test_a_tree_is_checked_as_what_it_is_said_to_be(self, tree, run):
+        code, printed, _ = run("data", "check", tree, "--kind", "regdb")
+        assert (code, "train_visible_1.txt: is missing" in printed) == (1, True)
+
+    def test_pedestrians_are_drawn_as_asked_for(self, run, monkeypatch, tmp_path):
+        given = {}
+        monkeypatch.setattr("dmic.commands.data.write_pedestrians", lambda root, **named: given.update(named) or 7)
+        options = {"identities": 30, "test-identities": 9, "images": 3, "camera-share": 0.5, "difficulty": 0.25}
+        options |= {"height": 40, "width": 20, "seed": 6, "workers": 2}
+        code, printed, _ = run("data", "pedestrians", tmp_path / "new", *(f"--{k}={v}" for k, v in options.items()))
+        assert (code, "wrote 7 images of synthetic pedestrians" in printed) == (0, True)
+        assert given.pop("difficulty") == Difficulty(0.25, 0.25, 0.25, 0.25 * DEFAULT.occlusion)
+        assert given == {
+            "num_identities": 30,
+            "num_test_identities": 9,
+            "images_per_camera": 3,
+            "camera_share": 0.5,
+            "height": 40,
+            "width": 20,
+            "seed": 6,
+            "num_workers": 2,
+            "progress": None,
+        }
 
     def test_a_folder_of_nothing_known_is_an_error(self, run, tmp_path):
         code, _, err = run("data", "check", tmp_path)

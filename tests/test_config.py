@@ -34,6 +34,13 @@ def test_the_file_holds_every_default():
     assert values["stage2"]["joint"]["k1"] == 40.0, "a constant schedule is a number"
 
 
+def test_a_constant_schedule_keeps_the_end_that_it_does_not_read():
+    """A run that was started with it would be refused when it is resumed, as one with other settings."""
+    config = load_config("regdb", ["stage1.per_modality.eps.kind=constant"])
+    assert from_dict(tomllib.loads(to_toml(config))) == config
+    assert config.stage1.per_modality.eps == Schedule("constant", 0.3, 0.2)
+
+
 def test_what_is_absent_keeps_its_default():
     assert from_dict({"train": {"seed": 5}}) == replace(Config(), train=replace(Config().train, seed=5))
 
@@ -85,11 +92,53 @@ def test_the_recipe_of_sysu_mm01_has_the_published_constants():
     assert (config.data.height, config.data.width) == (288, 144)
 
 
+@pytest.mark.parametrize("name", ["sysu_mm01", "regdb", "llcm"])
+def test_the_losses_and_optimiser_of_a_recipe_are_those_of_the_method(name):
+    config = load_config(name)
+    objective = config.objective
+    assert (objective.instances, objective.temperature, objective.momentum) == (True, 0.05, 0.0)
+    assert (objective.instance_weight, objective.joint_instance_weight, objective.combined_weight) == (1.0, 0.1, 0.7)
+    assert not objective.mixed_only
+    assert (config.train.weight_decay, config.train.accumulate, config.train.warmup) == (5e-4, 1, 0)
+    assert (config.train.num_classes, config.train.num_samples) == (4, 16)
+    assert (config.network.kind, config.network.weights, config.network.non_local) == ("resnet50", "imagenet", False)
+    assert (config.stage1.joint_step, config.stage2.joint_step) == ("none", "separate")
+    stages = config.stage1, config.stage2
+    clusterings = [stage.per_modality for stage in stages] + [config.stage2.joint]
+    assert all((found.min_samples, found.expansion) == (4, "mie") for found in clusterings)
+    assert all(s.learning_rate == Schedule("step", 3.5e-4, 3.5e-6, interval=20) for s in stages)
+    assert all(s.num_epochs == 50 and s.per_modality.k1 == fixed(30) for s in stages)
+    assert all(s.per_modality.k2 == Schedule("geometric", 6, 18) for s in stages)
+
+
+def test_the_recipe_of_regdb_has_the_published_constants():
+    config = load_config("regdb")
+    eps = Schedule("geometric", 0.3, 0.2)
+    assert config.stage1.per_modality.eps == config.stage2.per_modality.eps == config.stage2.joint.eps == eps
+    assert (config.stage2.joint.k1, config.stage2.joint.k2) == (fixed(38), Schedule("geometric", 6, 18))
+    assert config.train.num_iterations == 100
+
+
+def test_a_file_of_ones_own_takes_the_place_of_a_recipe(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text("[train]\nseed = 5\n", encoding="utf-8")
+    assert load_config(str(path), ["data.trial=2"]) == from_dict({"train": {"seed": 5}, "data": {"trial": 2}})
+
+
 def test_single_settings_change_a_recipe():
     config = load_config("regdb", ["train.seed=3", "data.trial=7", "stage2.joint.eps=0.25", "network.kind=resnet18"])
     assert (config.train.seed, config.data.trial, config.network.kind) == (3, 7, "resnet18")
     assert config.stage2.joint.eps == fixed(0.25)
-    assert load_config("regdb", ["stage1.per_modality.eps.end=0.1"]).stage1.per_modality.eps.end == 0.1
+    eps = load_config("regdb", ["stage1.per_modality.eps.end=0.1"]).stage1.per_modality.eps
+    assert eps == Schedule("geometric", 0.3, 0.1), "the rest is the recipe's"
+
+
+def test_of_a_setting_that_is_given_twice_the_last_one_counts_and_spaces_do_not():
+    config = load_config(
+        "regdb", ["train.seed=3", " train.seed = 4 ", "network.kind = resnet18 ", "train.weight_decay=1"]
+    )
+    assert (config.train.seed, config.network.kind, config.train.weight_decay) == (4, "resnet18", 1.0)
+    assert type(config.train.weight_decay) is float
 
 
 def test_differences_name_every_setting():
@@ -105,6 +154,7 @@ def test_differences_name_every_setting():
         (("sysu",), "'sysu' is no file and no recipe, did you mean 'sysu_mm01'?"),
         (("regdb", ["train.sed=3"]), "there is no key 'train.sed', did you mean 'seed'?"),
         (("regdb", ["train.seed"]), "a setting must look like section.key=value, got 'train.seed'"),
+        (("regdb", ["=3"]), "a setting must look like section.key=value, got '=3'"),
         (("regdb", ["train.seed=abc"]), "train.seed must be int, got 'abc'"),
         (("regdb", ["train.weight_decay=nan"]), "config: train.weight_decay must be finite, got nan"),
         (("regdb", ["stage2.joint.eps=inf"]), "config: stage2.joint.eps: Schedule: .* must be finite, got inf"),
@@ -137,6 +187,32 @@ def test_mistakes_are_named(values, message):
         from_dict(values)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("stage2.joint.min_samples=0", "stage2.joint.min_samples must be at least 1, got 0"),
+        ("stage1.num_epochs=-1", "stage1.num_epochs must be at least 0, got -1"),
+        ("objective.temperature=0", "objective.temperature must be above 0, got 0.0"),
+        ("objective.momentum=1", "objective.momentum must be below 1, got 1.0"),
+        ("objective.momentum=-0.1", "objective.momentum must be at least 0, got -0.1"),
+        ("objective.instance_weight=-1", "objective.instance_weight must be at least 0, got -1.0"),
+        ("objective.joint_instance_weight=-1", "objective.joint_instance_weight must be at least 0, got -1.0"),
+        ("objective.combined_weight=-1", "objective.combined_weight must be at least 0, got -1.0"),
+        ("train.num_iterations=0", "train.num_iterations must be at least 1, got 0"),
+        ("train.num_classes=0", "train.num_classes must be at least 1, got 0"),
+        ("train.num_samples=0", "train.num_samples must be at least 1, got 0"),
+        ("train.accumulate=0", "train.accumulate must be at least 1, got 0"),
+        ("train.weight_decay=-1", "train.weight_decay must be at least 0, got -1.0"),
+        ("train.warmup=-1", "train.warmup must be at least 0, got -1"),
+        ("train.checkpoint_seconds=-1", "train.checkpoint_seconds must be at least 0, got -1.0"),
+        ("evaluate.every=0", "evaluate.every must be at least 1, got 0"),
+    ],
+)
+def test_a_value_out_of_range_is_named_before_hours_of_training(setting, message):
+    with pytest.raises(ValueError, match=f"^config: {message}$"):
+        load_config("regdb", [setting])
+
+
 def test_a_number_that_is_not_finite_is_not_written():
     config = Config()
     config = replace(config, objective=replace(config.objective, temperature=math.inf))
@@ -148,6 +224,9 @@ def test_a_file_that_is_not_toml_is_named(tmp_path):
     path = tmp_path / "broken.toml"
     path.write_text("[train\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"broken.toml: not a TOML file"):
+        read_toml(path)
+    path.write_bytes(b"[train]\nseed = 5 # \xff")
+    with pytest.raises(ValueError, match=r"broken.toml: not a TOML file \(.*invalid start byte"):
         read_toml(path)
 
 

@@ -184,6 +184,23 @@ class TestSampler:
         seen = torch.stack([self.LABELS[sampler.batch(number)[0]] for number in range(300)]).bincount()
         assert seen.tolist() == [100, 100, 100]
 
+    def test_batches_of_a_turn_share_no_cluster_and_every_turn_has_another_order(self):
+        labels, turns = torch.arange(35) % 7, set()
+        sampler = CameraCrossingSampler(labels, self.CAMERAS[:1].expand(35), num_classes=2, num_samples=3, seed=0)
+        for turn in range(20):
+            drawn = [labels[sampler.batch(3 * turn + place)].view(2, 3)[:, 0].tolist() for place in range(3)]
+            turns.add(order := tuple(c for batch in drawn for c in batch))
+            assert len(set(order)) == 6
+        assert len(turns) > 15
+
+    def test_every_sample_of_a_cluster_is_an_anchor_equally_often(self):
+        num_draws = 1800
+        sampler = self.sampler(num_classes=3)
+        anchors = torch.cat([sampler.batch(number).view(3, 4)[:, 0] for number in range(num_draws)])
+        for c, size in enumerate((6, 3, 9)):
+            share = anchors[self.LABELS[anchors] == c].bincount(minlength=22)[c == self.LABELS] / num_draws
+            assert (share - 1 / size).abs().max() < 5 * (1 / size * (1 - 1 / size) / num_draws) ** 0.5  # deviations
+
     def test_a_batch_depends_on_its_number_and_the_seed_alone(self):
         forwards = [self.sampler().batch(number) for number in range(9)]
         sampler = self.sampler()

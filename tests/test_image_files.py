@@ -136,6 +136,17 @@ def test_two_threads_that_decode_one_image_at_the_same_time_keep_it_once(paths, 
     assert images.cached_share == 1 / NUM_FILES
 
 
+def test_images_that_are_asked_for_together_are_decoded_at_the_same_time(paths, monkeypatch):
+    all_at_once, original = threading.Barrier(3, timeout=60), image_files.read_bytes
+
+    def meeting(path):
+        all_at_once.wait()
+        return original(path)
+
+    monkeypatch.setattr(image_files, "read_bytes", meeting)
+    assert len(files(paths, num_workers=3)[torch.tensor([4, 0, 7])]) == 3
+
+
 def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     grey = Image.fromarray(np.arange(0, 240, dtype=np.uint8).reshape(20, 12))
     for mode in ("L", "P", "LA"):
@@ -143,6 +154,22 @@ def test_grey_palette_and_transparent_images_become_rgb(tmp_path):
     images = ImageFiles([tmp_path / f"{mode}.png" for mode in ("L", "P", "LA")], height=20, width=12)
     for found in images[torch.arange(3)]:
         assert torch.equal(found, torch.arange(240, dtype=torch.uint8).reshape(20, 12).expand(3, 20, 12))
+
+
+def test_a_jpeg_is_decoded_at_its_full_size_and_not_turned(tmp_path):
+    path, turned = tmp_path / "large.jpg", Image.Exif()
+    turned[0x0112] = 6  # orientation: show it a quarter turned
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, exif=turned)
+    with Image.open(path) as image:
+        assert image.getexif()[0x0112] == 6
+        whole = image.convert("RGB")
+        assert whole.size == (96, 160)
+        want = np.array(whole.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+    assert torch.equal(files([path])[torch.tensor([0])][0], torch.from_numpy(want).permute(2, 0, 1))
+    with Image.open(path) as image:
+        image.draft("RGB", (WIDTH, HEIGHT))
+        assert image.size != (96, 160), "a reduced size is there to be taken"
 
 
 FAULTS = {

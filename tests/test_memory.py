@@ -19,7 +19,8 @@ def draws(seed=0):
 
 class TestClusterMemory:
     def test_rows_start_as_normalised_centroids_without_outliers(self):
-        x, labels = features(5), torch.tensor([0, 1, 0, NOISE, 1])
+        lengths = torch.tensor([1.0, 0.3, 0.2, 1.0, 0.9])[:, None]  # features are not of unit norm
+        x, labels = lengths * features(5), torch.tensor([0, 1, 0, NOISE, 1])
         memory = ClusterMemory.from_features(x, labels)
         want = torch.stack([F.normalize(x[[0, 2]].mean(0), dim=0), F.normalize(x[[1, 4]].mean(0), dim=0)])
         torch.testing.assert_close(memory.rows, want)
@@ -54,7 +55,7 @@ class TestClusterMemory:
     def test_momentum_keeps_its_share_of_the_old_row(self):
         memory = ClusterMemory.from_features(features(2), torch.tensor([0, 1]), momentum=0.75)
         old, member = memory.rows[1].clone(), features(1, seed=1)
-        memory.update(member, torch.tensor([1]), draws())
+        memory.update(3 * member, torch.tensor([1]), draws())
         torch.testing.assert_close(memory.rows[1], F.normalize(0.75 * old + 0.25 * member[0], dim=0))
 
     def test_an_update_takes_no_part_in_autograd(self):

@@ -15,7 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmic.data import Gallery, LabeledGallery, Protocol, Trial
 from dmic.data.cross_modality import cross_modality_protocols
-from dmic.evaluate import ProtocolResult, RetrievalMetrics, evaluate_protocol, retrieval_metrics, used_samples
+from dmic.evaluate import (
+    ProtocolResult,
+    RetrievalMetrics,
+    evaluate_protocol,
+    pooled,
+    retrieval_metrics,
+    used_samples,
+)
 from dmic.ranking import Rerank, cosine, reranked_distances, unit_rows
 from dmic.report import protocol_table
 
@@ -478,3 +485,22 @@ def test_ten_trials_fit_in_80_columns_and_nothing_is_cut():
         assert "\u2026" not in text
         rows = [line for line in text.splitlines() if line.startswith(("before", "after"))]
         assert [row.count(f" {cell}") for row in rows] == [6, 6]
+
+
+def test_scores_of_several_runs_are_means_over_the_trials_of_all():
+    def result(name, *precisions):
+        return ProtocolResult(name, tuple(RetrievalMetrics({1: p / 2}, p, p / 4, 10, 1) for p in precisions))
+
+    runs = [[result(f"RegDB, trial {n}, {way}", p + q) for way, q in (("a to b", 0.0), ("b to a", 0.1))] for n, p in
+            ((1, 0.2), (10, 0.4), (3, 0.9))]  # fmt: skip
+    first, second = pooled(runs)
+    assert (first.name, second.name) == ("RegDB, a to b, trials 1, 10, 3", "RegDB, b to a, trials 1, 10, 3")
+    assert first.mean_average_precision.mean == pytest.approx(0.5)
+    assert first.mean_average_precision.spread == pytest.approx((0.26 / 3) ** 0.5)
+    assert second.mean_average_precision.mean == pytest.approx(0.6)
+    assert (second.cmc[1].mean, second.num_queries, second.num_skipped) == (pytest.approx(0.3), 30, 3)
+    assert pooled(runs[:1]) == runs[0]
+    seeds = pooled([[result("SYSU", 0.1, 0.3)], [result("SYSU", 0.4, 0.6)]])
+    assert [(found.name, len(found.trials)) for found in seeds] == [("SYSU, 2 runs", 4)]
+    with pytest.raises(ValueError, match=r"^pooled: runs must have the same protocols, got \['RegDB, a to b', .* and "):
+        pooled([runs[0], runs[1][:1]])

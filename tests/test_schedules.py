@@ -68,3 +68,8 @@ def test_bad_arguments_are_named(make, message):
 )
 def test_neighborhood_sizes_are_rounded_and_kept_in_range(value, k1, size):
     assert neighborhood_size(value, k1) == size
+
+
+def test_steps_end_at_the_end_where_epochs_are_a_multiple_of_the_interval():
+    rate = Schedule("step", 0.1, 0.001, interval=20)
+    assert [rate(epoch, 40) for epoch in (0, 19, 20, 39)] == pytest.approx([0.1, 0.1, 0.001, 0.001])

@@ -121,7 +121,7 @@ def test_hooks_only_look(galleries):
 def test_a_state_that_was_saved_between_any_two_iterations_continues_bit_for_bit(galleries):
     gallery = galleries[0].unlabeled
     saved = []
-    plan = stages(num_epochs=(1, 2))
+    plan = stages(num_epochs=(1, 2), momentum=0.3)
 
     def keep(state):
         tensors, packed = pack_state(state)
@@ -263,9 +263,28 @@ def test_modalities_are_clustered_alone_and_together():
     assert labels.shared.max() == 2
     record = describe_labels(labels, gallery)
     assert record["shared"] == {"clusters": 3, "outliers": 0, "cameras_per_cluster": 3.0, "mixed_share": 1.0}
+    one_out = replace(labels, visible=labels.visible.index_fill(0, torch.tensor([0, 1]), NOISE))
+    assert describe_labels(one_out, gallery)["visible"]["outliers"] == 1, "infrared samples are no visible outliers"
+    assert record["infrared"]["outliers"] == 0
     without = refresh_labels(features, gallery, alone, 0)
     assert (without.shared == NOISE).all()
     assert describe_labels(without, gallery)["shared"]["mixed_share"] is None
+
+
+@pytest.mark.parametrize("joint", ["none", "separate"])
+def test_a_gallery_smaller_than_the_neighbourhood_is_one_neighbourhood(joint):
+    features = torch.randint(0, 4, (30, 3), generator=torch.Generator().manual_seed(0)).float()
+    gallery = Gallery(torch.zeros(30, 1, 2, 2, dtype=torch.uint8), torch.arange(30) % 3, (torch.arange(30) > 20).long())
+    found = []
+    for k1, k2 in ((50, 40), (9, 40)):  # 21 visible samples, 9 infrared ones
+        settings = {"k1": k1, "k2": k2, "eps": 0.6, "min_samples": 2, "expansion": "camera"}
+        stage = replace(stages(settings)[1], objective=Objective(joint=joint))
+        found.append(refresh_labels(features, gallery, stage, 0))
+    large, small = found
+    assert (large.visible[:21] == 0).all(), "every expanded row is the mean of all"
+    assert (large.infrared[21:] == 0).all()
+    assert torch.equal(small.infrared, large.infrared)
+    assert joint == "none" or (large.shared == 0).all()
 
 
 @pytest.mark.parametrize("infrared", [0, 5, 30, 60])
@@ -315,6 +334,19 @@ def test_identities_of_the_experiments_oracle_can_be_split_by_modality():
     assert oracle.true_labels(person_ids, gallery, joint=True).shared.tolist() == [1, 0, 0, 1, 2, 2]
     assert oracle.true_labels(person_ids, gallery, joint=True, mixed=2 / 3).shared.tolist() == [1, 0, 0, 1, 2, 3]
     assert oracle.true_labels(person_ids, gallery, joint=True, mixed=0).shared.tolist() == [1, 0, 0, 2, 3, 4]
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+def test_scores_are_taken_before_training_every_so_often_and_at_the_end(rerank, tmp_path):
+    settings = ("data.num_crops=1", "data.train_share=0.3", "network.width=4", "network.embedding_dim=16")
+    settings += ("stage1.num_epochs=3", "stage2.num_epochs=0", "train.num_iterations=1", "evaluate.every=2")
+    config = load_config("landsat", [*settings, f"evaluate.rerank={str(rerank).lower()}"])
+    folder = RunFolder(tmp_path / "run")
+    run_training(config, folder)
+    scored = {record["epoch"]: record.get("retrieval") for record in folder.records()}
+    assert [epoch for epoch, results in scored.items() if results] == [0, 2, 3]
+    again = {epoch: ["re-ranked" in result["protocol"] for result in scored[epoch]] for epoch in (0, 2, 3)}
+    assert again == {0: [False] * 2, 2: [False] * 2, 3: [False] * 2 + [True] * 2 * rerank}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,9 @@ from rich.console import Console
 
 from .. import process_group
 from ..checkpoint import atomic_write
+from ..config import Config
+from ..data import Dataset
+from ..evaluate import pooled
 from ..report import protocol_table
 from ..report_page import SYNTHETIC, is_synthetic
 from ..run import build_dataset, embed_test, load_run, score
@@ -21,37 +24,53 @@ from . import common
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `dmic evaluate`."""
     parser.description = (
-        "Embed the test images with the network of RUN and score them by every protocol of the data set."
+        "Embed the test images with the network of RUN and score them by every protocol of the data set. "
+        "Of several runs, such as those of RegDB's ten trials or of several seeds, scores are means over all trials."
     )
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the folder of a finished `dmic train`")
+    parser.add_argument(
+        "run_folders", type=Path, nargs="+", metavar="RUN", help="the folder of a finished `dmic train`"
+    )
     parser.add_argument("--data", type=Path, metavar="PATH", help="where the data set is now (data.root)")
     parser.add_argument("--rerank", action="store_true", help="also with k-reciprocal re-ranking, reported separately")
-    parser.add_argument("-o", "--out", type=Path, metavar="OUT.json", help="default: evaluation.json in RUN")
+    parser.add_argument(
+        "-o", "--out", type=Path, metavar="OUT.json", help="default: evaluation.json in RUN, if it is one"
+    )
     common.add_settings(parser)
     common.add_device(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate, print the table, and write the record of every protocol."""
-    config, network = load_run(options.run_folder, tuple(options.set))
-    if options.data is not None:
-        config = replace(config, data=replace(config.data, root=str(options.data)))
-    dataset = build_dataset(config)
-    if dataset.test is None:
-        raise ValueError(f"{dataset.name} has no test images with identities, so nothing can be scored")
+    if len(options.run_folders) > 1 and options.out is None:
+        raise ValueError("the scores of several runs need a file of their own: -o OUT.json")
+    runs = [load_run(folder, tuple(options.set)) for folder in options.run_folders]
     console, device = Console(highlight=False), common.device(options.device)
+    found = []
     with process_group.started(device) as group:
         is_main = process_group.rank(group) == 0
         with common.phases(console) if is_main else nullcontext() as progress:
-            features = embed_test(network.to(device), dataset, progress, group)
-            results = score(features, dataset, rerank=options.rerank, group=group)
+            for config, network in runs:
+                dataset = open_test(config, options.data)
+                features = embed_test(network.to(device), dataset, progress, group)
+                found.append(score(features, dataset, rerank=options.rerank, group=group))
     if not is_main:
         return 0
+    results = pooled(found)
     console.print(protocol_table({"": results}))
-    if is_synthetic(config):
+    if any(is_synthetic(config) for config, _ in runs):
         console.print(f"\n{SYNTHETIC}")
-    out = options.out or options.run_folder / "evaluation.json"
+    out = options.out or options.run_folders[0] / "evaluation.json"
     with atomic_write(out) as file:
         file.write((json.dumps([result.as_record() for result in results], indent=1) + "\n").encode())
     console.print(f"wrote {out}", soft_wrap=True)
     return 0
+
+
+def open_test(config: Config, root: Path | None) -> Dataset:
+    """The data set of a run, at `root` if that is given; ValueError if it cannot be scored."""
+    if root is not None:
+        config = replace(config, data=replace(config.data, root=str(root)))
+    dataset = build_dataset(config)
+    if dataset.test is None:
+        raise ValueError(f"{dataset.name} has no test images with identities, so nothing can be scored")
+    return dataset

@@ -31,9 +31,11 @@ def open_dataset(kind: str, root: str | os.PathLike[str], **settings: Any) -> Da
     """The data set of a kind in READERS: `read_<kind>(root, **settings)`.
 
     Raises:
-        ValueError: an unknown kind, or what the reader raises.
+        ValueError: an unknown kind, nothing at `root`, or what the reader raises.
     """
     check_kind("open_dataset", kind)
+    if not Path(root).exists():
+        raise ValueError(f"open_dataset: {root} does not exist")
     return READERS[kind](root, **settings)
 
 
