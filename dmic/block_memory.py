@@ -168,21 +168,32 @@ def _largest_block(rows: int, block_rows: int) -> int:
     return -(-rows // max(1, -(-rows // block_rows)))
 
 
+def block_sizes(num_own: int) -> list[int]:
+    """The rows that a block may have, the most first."""
+    sizes = [max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, num_own))]
+    while sizes[-1] > MIN_BLOCK_ROWS:
+        sizes.append(max(MIN_BLOCK_ROWS, sizes[-1] // 2))
+    return sizes
+
+
 def choose_block_rows(
     name: str, num_samples: int, num_own: int, num_ranks: int, num_features: int, search: Search, max_memory: int | None
 ) -> int:
-    """The most rows of a block with which `max_memory` is enough; ValueError if there are none."""
-    block_rows = max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, num_own))
-    while max_memory is not None:
-        stages = block_memory(num_samples, num_own, num_ranks, num_features, search, block_rows)
-        if max(stages.values()) <= max_memory:
-            break
-        if block_rows == MIN_BLOCK_ROWS:
-            stage = max(stages, key=stages.__getitem__)
-            raise ValueError(
-                f"{name}: about {format_bytes(stages[stage])} is needed in {stage}, even in blocks of {block_rows} "
-                f"rows, max_memory allows {format_bytes(max_memory)}; raise it, lower k1={search.k1}, k2={search.k2} "
-                f"or eps={search.eps}, or use more ranks"
-            )
-        block_rows = max(MIN_BLOCK_ROWS, block_rows // 2)
-    return block_rows
+    """The most rows of a block with which `max_memory` is enough; ValueError if there are none.
+
+    Smaller blocks need less but for the rows that are laid out once there is more than one.
+    """
+    sizes = block_sizes(num_own)
+    if max_memory is None:
+        return sizes[0]
+    needed = {rows: block_memory(num_samples, num_own, num_ranks, num_features, search, rows) for rows in sizes}
+    for rows in sizes:
+        if max(needed[rows].values()) <= max_memory:
+            return rows
+    rows = min(sizes, key=lambda rows: max(needed[rows].values()))
+    stage = max(needed[rows], key=needed[rows].__getitem__)
+    raise ValueError(
+        f"{name}: about {format_bytes(needed[rows][stage])} is needed in {stage}, even in blocks of {rows} rows, "
+        f"max_memory allows {format_bytes(max_memory)}; raise it, lower k1={search.k1}, k2={search.k2} or "
+        f"eps={search.eps}, or use more ranks"
+    )

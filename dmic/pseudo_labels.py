@@ -19,7 +19,7 @@ import torch
 from . import directions
 from . import process_group as ranks
 from ._arrays import check_device, dtype_name, like, to_integer, to_tensor
-from .block_memory import MIN_BLOCK_ROWS, MemoryEstimate, Search, block_memory, format_bytes
+from .block_memory import MemoryEstimate, Search, block_memory, block_sizes, format_bytes
 from .constants import NOISE
 from .csr import Csr
 from .feature_rows import FeatureRows
@@ -494,8 +494,8 @@ def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | N
         return False
     n, d = inputs.num_samples, 0 if inputs.features is None else inputs.features.shape[1]
     alone = inputs.features is not None and inputs.neighbor_idx is None and inputs.encoding is None
-    smallest = block_memory(n, n, 1, d, search, MIN_BLOCK_ROWS)
-    if alone and inputs.device.type == "cpu" and max(smallest.values()) <= max_memory:
+    least = min(max(block_memory(n, n, 1, d, search, rows).values()) for rows in block_sizes(n))
+    if alone and inputs.device.type == "cpu" and least <= max_memory:
         return True
     raise ValueError(
         f"{name}: about {estimate} is needed beyond the features, max_memory allows {format_bytes(max_memory)}; "
