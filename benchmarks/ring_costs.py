@@ -152,7 +152,7 @@ def measured_in_memory(document: dict[str, Any] | None = None) -> list[Measured]
     runs = []
     for result in document["results"]:
         case, n = result["case"], result["num_samples"]
-        if case["difficulty"] != "easy" or n < directions.MIN_SAMPLES:
+        if case["difficulty"] != "easy" or n < directions.MIN_SAMPLES or case["dim"] < directions.MIN_COLUMNS:
             continue
         found = result["methods"]["dmic"]["stages"]
         stages = {stage: found[stage]["seconds"]["median"] for stage in STAGES}

@@ -19,6 +19,7 @@ from .._arrays import dtype_name, to_tensor
 from .._version import __version__
 from ..block_memory import (
     LIBRARY_BYTES,
+    RANK_LIBRARY_BYTES,
     MemoryEstimate,
     Search,
     block_memory,
@@ -93,7 +94,7 @@ def _run(options: argparse.Namespace, device: str, group: process_group.Group) -
         block_rows = choose_block_rows("pseudo_labels", *case, limit)
         most = MemoryEstimate(block_memory(*case, block_rows))
         about = f"about {expected_memory(*case, block_rows)}, at most {most}, in blocks of {block_rows} rows"
-        needed = f"{about}, and some {format_bytes(LIBRARY_BYTES)} of libraries"
+        needed = f"{about}, and some {format_bytes(LIBRARY_BYTES if ranks == 1 else RANK_LIBRARY_BYTES)} of libraries"
     if first:
         print(f"{num_samples} samples x {num_features} features ({dtype_name(gallery.features.dtype)})")
         print(f"memory {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
