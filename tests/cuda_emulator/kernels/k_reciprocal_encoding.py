@@ -58,6 +58,7 @@ def good_cases() -> Iterator[Case]:
     yield searched("lists of two words", gallery(37, 12).features, 34, 20)
     yield searched("half lists of two words", gallery(36, 12).features, 36, 34)
     yield searched("half lists of one", gallery(40, 9).features, 9, 0)
+    yield searched("sets of many words, which a warp uses for many rows", gallery(330, 9).features, 12, 6)
     yield case("any lists", gallery(83, 5).features, random_lists(83, 12), 6)
     yield case("any long lists", gallery(40, 5).features, random_lists(40, 34), 32)
     yield case("long rows and short ones", gallery(40, 4).features, long_and_short(), 20)
