@@ -1,4 +1,4 @@
-# make demo    train on the embedded gallery and retrieve across modalities (a few minutes)
+# make demo    train on the embedded gallery and retrieve across modalities (a minute or two)
 # make test    everything that is checked before a change lands
 # make bench   measure every op against what is used instead, into benchmarks/results and docs/benchmarks.md
 # make bench-quick   the same at one size, under 3 minutes; writes nothing
