@@ -1,7 +1,7 @@
 // One row at a time: integer sums in a dense accumulator, and a two-level bit set of the columns touched, which gives
 // them back in ascending order without a sort.
 // Operations: M k2 |S| integer multiply-adds, M k2^2 / 2 compares, one division per stored value. Scratch: 4 M + 8 N
-// bytes, 12 N more while ids are numbered, 4 N more for a part of a gallery, and 8.2 num_cols per thread.
+// bytes, 16 N more while ids are numbered, 4 N more for a part of a gallery, and 8.2 num_cols and 4 a camera per thread.
 #include "../ops/invariant_expansion.h"
 
 #include <algorithm>

@@ -20,7 +20,7 @@
 // Operations: N^2 d multiply-adds / 2 and 256 N d for first thresholds, plus about 1.1 k1 N canonical dot products of d;
 // with directions N^2 (m + 1) + N d m, plus k1 N canonical dot products and one for each pair that only the bound
 // proposes; with a split, the product of its sides for N^2 / 2. Scratch: 8 (3 k1 + 64) N + 36 N bytes, with directions
-// twice that and 4 (m + 2 k1) N, 1 KB x d for a while, and about 7 MB + 2 KB x d per thread.
+// 4 (m + 1 + k1) N more, 2 KB x d for a while, and about 7 MB + 2 KB x d per thread.
 #include "../ops/knn_graph.h"
 
 #include <algorithm>
