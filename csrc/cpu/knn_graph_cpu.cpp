@@ -25,6 +25,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstring>
@@ -183,8 +184,9 @@ class Search {
   }
 
   struct Scratch {  // one per worker
-    std::vector<double> wide, dots, upper;
-    std::vector<std::pair<float, int32_t>> ranked;
+    std::vector<double> wide, dots;
+    std::vector<float> lower, upper;
+    std::vector<uint64_t> ranked;
     std::vector<int32_t> pending;
   };
 
@@ -192,6 +194,7 @@ class Search {
     Scratch scratch;
     scratch.wide.resize(round_up(d_, kDotLanes));
     scratch.dots.resize(std::max(capacity_, tile_cols_));
+    scratch.lower.resize(capacity_);
     scratch.upper.resize(capacity_);
     scratch.ranked.resize(capacity_);
     scratch.pending.resize(tile_cols_);
@@ -333,11 +336,10 @@ class Search {
     for (int64_t i = 0; i < rows_; ++i) sketch_reach_[i] = float_above(2 * (1.1 * rounding + error_along) * length_[i]);
   }
 
-  // Bound on the error of n_j - 2 x_i.y_j as the filter computes it, in scaled units: 16 roundings of n_j are in norm_,
-  // two more in the filter's arithmetic.
-  double reach(int64_t i, int64_t j) const {
-    return static_cast<double>(reach_[i]) * length_[j] + 32 * kRounding * (scaled_norm(i) + scaled_norm(j)) +
-           8 * kTileUnderflow;
+  // Bounds of the scaled distances of sample i to samples idx[t], `keys` being n_j - 2 x_i.y_j.
+  void bounds(int64_t i, const float* keys, const int32_t* idx, int64_t count, float* lower, float* upper) const {
+    kernels_.bounds(keys, idx, count, length_.data(), static_cast<float>(scaled_norm(i)), reach_[i], lower, upper);
+    for (int64_t t = 0; t < count; ++t) upper[t] = std::max(0.0f, upper[t]);
   }
 
   // The largest scaled distance that may still round to the float32 of `upper`: at equal float32 distances the lower
@@ -452,19 +454,21 @@ class Search {
     float* keys = &keys_[i * capacity_];
     int32_t* idx = &idx_[i * capacity_];
     if (count < k1_) return;
-    const double norm_sq = scaled_norm(i);
-    for (int32_t t = 0; t < count; ++t)
-      scratch.upper[t] = t < exact ? keys[t] * scale_sq_ : norm_sq + keys[t] + reach(i, idx[t]);
-    std::nth_element(scratch.upper.begin(), scratch.upper.begin() + (k1_ - 1), scratch.upper.begin() + count);
-    const double threshold = inclusive(scratch.upper[k1_ - 1]);
+    float *lower = scratch.lower.data(), *upper = scratch.upper.data();
+    for (int32_t t = 0; t < exact; ++t) {
+      lower[t] = float_below(keys[t] * scale_sq_);
+      upper[t] = float_above(keys[t] * scale_sq_);
+    }
+    bounds(i, keys + exact, idx + exact, count - exact, lower + exact, upper + exact);
+    const double threshold = inclusive(kernels_.select(upper, count, k1_));
     tighten(i, threshold);
     int32_t kept = 0, kept_exact = 0;
     for (int32_t t = 0; t < count; ++t) {
-      const double lower = t < exact ? keys[t] * scale_sq_ : norm_sq + keys[t] - reach(i, idx[t]);
-      if (lower > threshold) continue;
+      const bool keep = lower[t] <= threshold;
       keys[kept] = keys[t];
-      idx[kept++] = idx[t];
-      if (t < exact) ++kept_exact;
+      idx[kept] = idx[t];
+      kept += keep;
+      kept_exact += keep && t < exact;
     }
     count_[i] = kept;
     exact_[i] = kept_exact;
@@ -477,14 +481,18 @@ class Search {
     int32_t* idx = &idx_[i * capacity_];
     kernels_.dots(features_ + i * d_, features_, d_, idx + exact, count - exact, scratch.wide.data(),
                   scratch.dots.data());
+    for (int32_t t = exact; t < count; ++t)
+      keys[t] = static_cast<float>(squared_distance(norm_sq_[i], norm_sq_[idx[t]], scratch.dots[t - exact]));
+    uint64_t* ranked = scratch.ranked.data();  // distances are at least 0: their bits are in their order
     for (int32_t t = 0; t < count; ++t)
-      scratch.ranked[t] = {t < exact ? keys[t]
-                                     : static_cast<float>(squared_distance(norm_sq_[i], norm_sq_[idx[t]],
-                                                                           scratch.dots[t - exact])),
-                           idx[t]};
+      ranked[t] = uint64_t{std::bit_cast<uint32_t>(keys[t])} << 32 | static_cast<uint32_t>(idx[t]);
     const int32_t kept = static_cast<int32_t>(std::min<int64_t>(count, k1_));
-    std::partial_sort(scratch.ranked.begin(), scratch.ranked.begin() + kept, scratch.ranked.begin() + count);
-    for (int32_t t = 0; t < kept; ++t) std::tie(keys[t], idx[t]) = scratch.ranked[t];
+    if (kept < count) std::nth_element(ranked, ranked + kept, ranked + count);
+    std::sort(ranked, ranked + kept);
+    for (int32_t t = 0; t < kept; ++t) {
+      keys[t] = std::bit_cast<float>(static_cast<uint32_t>(ranked[t] >> 32));
+      idx[t] = static_cast<int32_t>(ranked[t]);
+    }
     count_[i] = exact_[i] = kept;
     if (kept == k1_) tighten(i, inclusive(keys[kept - 1] * scale_sq_));
   }
@@ -591,10 +599,12 @@ class Search {
   void set_first_limits(Progress& progress) {
     if (split_ || d_ == 0 || rows_ < kFirstFrom || 4 * k1_ > kFirstCols || tile_cols_ < kFirstCols) return;
     std::vector<float> samples(kFirstCols * d_);
-    std::vector<int64_t> number(kFirstCols);
+    std::vector<int32_t> number(kFirstCols);
+    std::vector<float> norm(kFirstCols);
     for (int64_t c = 0; c < kFirstCols; ++c) {
-      number[c] = c * rows_ / kFirstCols;
-      std::copy_n(features_ + number[c] * d_, d_, &samples[c * d_]);
+      number[c] = static_cast<int32_t>(c * rows_ / kFirstCols);
+      norm[c] = norm_[number[c]];
+      std::copy_n(features_ + int64_t{number[c]} * d_, d_, &samples[c * d_]);
     }
     const Block cols{0, kFirstCols};
     const Aligned<std::byte> packed = new_aligned<std::byte>(panel_bytes(round_up(kFirstCols, kernels_.panel_cols), d_));
@@ -602,22 +612,20 @@ class Search {
     struct Worker {
       Aligned<std::byte> rows;
       Aligned<float> scores;
-      std::vector<double> upper;
+      std::vector<float> lower, upper;
     };
     const auto new_worker = [&] {
       return Worker{new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(d_, kTileDepth))),
-                    new_aligned<float>(padded_tile_rows() * tile_cols_), std::vector<double>(kFirstCols)};
+                    new_aligned<float>(padded_tile_rows() * tile_cols_), std::vector<float>(kFirstCols),
+                    std::vector<float>(kFirstCols)};
     };
     for_each_chunk(progress, rows_, tile_rows_, new_worker, [&](int64_t begin, int64_t end, Worker& worker) {
       multiply(features_, d_, {begin, end - begin}, cols, scale_, packed.get(), worker.rows.get(), worker.scores.get());
       for (int64_t i = begin; i < end; ++i) {
-        const float* scores = &worker.scores[(i - begin) * tile_cols_];
-        for (int64_t c = 0; c < kFirstCols; ++c) {
-          const int64_t j = number[c];
-          worker.upper[c] = scaled_norm(i) + scaled_norm(j) - 2.0 * scores[c] + reach(i, j);
-        }
-        std::nth_element(worker.upper.begin(), worker.upper.begin() + (k1_ - 1), worker.upper.end());
-        tighten(i, inclusive(worker.upper[k1_ - 1]));
+        float* keys = &worker.scores[(i - begin) * tile_cols_];
+        for (int64_t c = 0; c < kFirstCols; ++c) keys[c] = norm[c] - 2 * keys[c];
+        bounds(i, keys, number.data(), kFirstCols, worker.lower.data(), worker.upper.data());
+        tighten(i, inclusive(kernels_.select(worker.upper.data(), kFirstCols, k1_)));
       }
     });
     progress.check();
@@ -735,11 +743,20 @@ class Search {
     for_each_chunk(progress, rows_, kRowsPerChunk, new_worker, [&](int64_t begin, int64_t end, Scratch& scratch) {
       for (int64_t i = begin; i < end; ++i) {
         compact(i, scratch);
-        for (int32_t t = 0; t < count_[i]; ++t)
-          scratch.ranked[t] = {keys_[i * capacity_ + t] + (t < exact_[i] ? 0.0f : norm_[i]), idx_[i * capacity_ + t]};
-        const int64_t kept = std::min<int64_t>(count_[i], k1_);
-        std::nth_element(scratch.ranked.begin(), scratch.ranked.begin() + kept, scratch.ranked.begin() + count_[i]);
-        for (int64_t t = 0; t < k1_; ++t) neighbor_idx[i * k1_ + t] = t < kept ? scratch.ranked[t].second : -1;
+        const float* keys = &keys_[i * capacity_];
+        const int32_t count = count_[i], *idx = &idx_[i * capacity_];
+        const int64_t kept = std::min<int64_t>(count, k1_);
+        float *seeming = scratch.upper.data(), farthest = kInfinity;
+        for (int32_t t = 0; t < count; ++t)
+          seeming[t] = std::max(0.0f, t < exact_[i] ? static_cast<float>(keys[t] * scale_sq_) : keys[t] + norm_[i]);
+        if (kept < count) farthest = kernels_.select(seeming, count, kept);
+        int32_t* list = neighbor_idx + i * k1_;
+        int64_t taken = 0;
+        for (int32_t t = 0; t < count && taken < kept; ++t)
+          if (seeming[t] < farthest) list[taken++] = idx[t];
+        for (int32_t t = 0; t < count && taken < kept; ++t)
+          if (seeming[t] == farthest) list[taken++] = idx[t];
+        std::fill(list + taken, list + k1_, -1);
       }
     });
     progress.check();

@@ -30,6 +30,9 @@ inline double bf16_tile_error(int64_t d) {
   return n / (1 - n);
 }
 
+// 16 roundings of the squared norm of a column, two of the filter's arithmetic, and those of `bounds`.
+constexpr float kKeyError = 48 * 0x1p-24f;
+
 struct TileFilter {        // what a tile needs besides its scores; all in scaled units
   const float* row_reach;  // per row: 2 * error bound * |x|, rounded up
   const float* row_norm;   // per row: |x|^2, rounded down
@@ -80,6 +83,14 @@ struct SimdKernels {
   // Survivors of one row of scores in columns [begin, cols); appended to hits, which has room for all.
   int64_t (*filter)(const float* scores, int32_t row, int64_t begin, int64_t cols, const TileFilter& filter,
                     TileHit* hits);
+
+  // Bounds of norm + keys[t], a distance from a sample of that squared norm to sample idx[t], whose key is |y|^2 - 2 x.y as
+  // `filter` computes it (its row score, negated): off by reach |y| (reach <= |x|) and kKeyError of both squared norms.
+  void (*bounds)(const float* keys, const int32_t* idx, int64_t count, const float* length, float norm, float reach,
+                 float* lower, float* upper);
+
+  // The k-th smallest of `count` values that are at least 0 (not -0); 1 <= k <= count.
+  float (*select)(const float* values, int64_t count, int64_t k);
 
   // Sum of min(dense[cols[t]], values[t]).
   int64_t (*overlap)(const int32_t* dense, const int32_t* cols, const int32_t* values, int64_t count);

@@ -97,6 +97,39 @@ int64_t filter(const float* scores, int32_t row, int64_t begin, int64_t cols, co
   return found;
 }
 
+void bounds(const float* keys, const int32_t* idx, int64_t count, const float* length, float norm, float reach, float* lower,
+            float* upper) {
+  for (int64_t t = 0; t < count; ++t) {
+    const float y = length[idx[t]], distance = norm + keys[t];
+    const float error = reach * y + kKeyError * (norm + y * y) + 8 * static_cast<float>(kTileUnderflow);
+    lower[t] = distance - error;
+    upper[t] = distance + error;
+  }
+}
+
+// By halving the range of the bits, which are in the order of the values.
+float select(const float* values, int64_t count, int64_t k) {
+  int32_t low = INT32_MAX, high = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    const int32_t bits = std::bit_cast<int32_t>(values[t]);
+    low = bits < low ? bits : low;
+    high = bits > high ? bits : high;
+  }
+  while (low < high) {  // the k-th is in [low, high]
+    const int32_t middle = low + (high - low) / 2;
+    int32_t at_most = 0, largest = 0;
+    for (int64_t t = 0; t < count; ++t) {
+      const int32_t bits = std::bit_cast<int32_t>(values[t]), inside = bits <= middle ? bits : -1;
+      at_most += inside >= 0;
+      largest = inside > largest ? inside : largest;
+    }
+    if (at_most == k) return std::bit_cast<float>(largest);
+    if (at_most > k) high = largest;
+    else low = middle + 1;
+  }
+  return std::bit_cast<float>(low);
+}
+
 int64_t overlap(const int32_t* dense, const int32_t* cols, const int32_t* values, int64_t count) {
   int32_t sum = 0;  // rows sum to 2^30, so no partial sum overflows
   for (int64_t t = 0; t < count; ++t) {
@@ -106,4 +139,4 @@ int64_t overlap(const int32_t* dense, const int32_t* cols, const int32_t* values
   return sum;
 }
 
-constexpr SimdKernels kKernels{Simd::kName, Simd::kPanelRows, kPanelCols, dots, tile, filter, overlap};
+constexpr SimdKernels kKernels{Simd::kName, Simd::kPanelRows, kPanelCols, dots, tile, filter, bounds, select, overlap};

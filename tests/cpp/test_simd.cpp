@@ -1,5 +1,6 @@
 // Every instruction set that is compiled in and available here against plain loops: the same bits where they are
 // promised, the stated error bound where they are not.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -319,6 +320,55 @@ void filters_keep_a_single_score_at_its_limit() {
   });
 }
 
+// Around the distance lies what a key may be off by, and hardly more: for keys of all sizes, down to underflow.
+void bounds_hold_whatever_a_key_may_be_off_by() {
+  for_each_level([](const SimdKernels& kernels) {
+    std::mt19937_64 random(51);
+    const auto value = [&] {
+      return std::ldexp(0.5f + static_cast<float>(random() >> 40) * 0x1p-25f, -static_cast<int>(random() % 60));
+    };
+    for (int64_t count = 0; count < 70; ++count) {
+      std::vector<float> length(100), keys(count), lower(count), upper(count);
+      std::vector<int32_t> idx(count);
+      for (float& y : length) y = value();
+      const float norm = value(), reach = value() * std::sqrt(norm);
+      for (int64_t t = 0; t < count; ++t) {
+        idx[t] = static_cast<int32_t>(random() % 100);
+        keys[t] = length[idx[t]] * length[idx[t]] - 2 * std::sqrt(norm) * length[idx[t]] * (value() - value());
+      }
+      kernels.bounds(keys.data(), idx.data(), count, length.data(), norm, reach, lower.data(), upper.data());
+      for (int64_t t = 0; t < count; ++t) {
+        const double y = length[idx[t]], distance = static_cast<double>(norm) + keys[t];
+        const double rounding = (norm + y * y) * 0x1p-24;
+        const double least = reach * y + 32 * rounding + 0x1p-98, most = reach * y * (1 + 0x1p-20) + 64 * rounding + 0x1p-96;
+        check(lower[t] <= distance - least && upper[t] >= distance + least, kernels.name, ": bounds too near, key ", t);
+        check(lower[t] >= distance - most && upper[t] <= distance + most, kernels.name, ": bounds too far, key ", t);
+      }
+    }
+  });
+}
+
+// Values of many magnitudes, equal ones, zero, subnormal ones and infinity.
+void select_finds_what_sorting_finds() {
+  for_each_level([](const SimdKernels& kernels) {
+    std::mt19937_64 random(52);
+    for (int64_t count = 1; count < 180; ++count)
+      for (const int kinds : {1, 2, 7, 1000}) {
+        std::vector<float> values(count);
+        for (float& value : values) {
+          const int kind = static_cast<int>(random() % kinds);
+          value = kind == 0 ? 0.0f : kind == 1 ? INFINITY : std::ldexp(static_cast<float>(kind), 5 * (kind % 60) - 149);
+        }
+        std::vector<float> sorted = values;
+        std::sort(sorted.begin(), sorted.end());
+        for (int64_t k = 1; k <= count; ++k) {
+          const float got = kernels.select(values.data(), count, k);
+          check(got == sorted[k - 1], kernels.name, ": got ", got, ", not ", sorted[k - 1], " for ", k, " of ", count);
+        }
+      }
+  });
+}
+
 void overlaps_add_the_smaller_weights() {
   for_each_level([](const SimdKernels& kernels) {
     std::mt19937_64 random(41);
@@ -353,6 +403,8 @@ int main() {
       {"residuals are what rounding to bf16 takes", residuals_are_what_rounding_to_bf16_takes},
       {"filters keep what a plain loop keeps", filters_keep_what_a_plain_loop_keeps},
       {"filters keep a single score at its limit", filters_keep_a_single_score_at_its_limit},
+      {"bounds hold whatever a key may be off by", bounds_hold_whatever_a_key_may_be_off_by},
+      {"select finds what sorting finds", select_finds_what_sorting_finds},
       {"overlaps add the smaller weights", overlaps_add_the_smaller_weights},
   });
 }
