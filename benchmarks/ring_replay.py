@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 from dmic import blockwise
-from dmic.blockwise import Ring, Rows, Turn
+from dmic.blockwise import Ring, Rows
 
 from . import traffic
 from .ring_costs import Rates, Work, between, inside
@@ -119,18 +119,12 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
     ring = Ring(group, case.offsets, case.block_rows, torch.device("meta"))
     own, n, others, most_blocks = ring.own, ring.num_samples, case.ranks - 1, ring.most_blocks
 
-    def load(columns: int) -> Callable[[Rows], torch.Tensor]:
-        return lambda rows: torch.empty(len(rows), columns, device="meta")
+    def load(*widths: int) -> Callable[[Rows], list[torch.Tensor]]:
+        return lambda rows: [torch.empty(len(rows), width, device="meta") for width in widths]
 
     def drain() -> Iterator[Event]:
         while group.events:
             yield group.events.popleft()
-
-    def passed(turn: Turn, columns: int) -> Iterator[Rows | Event]:
-        for received in ring.pass_blocks(turn, load(columns), columns):
-            yield from drain()
-            yield received.rows
-        yield from drain()
 
     def busy(stage: str, pairs: float, met: float, rows: float = 0, samples: float = 0) -> Busy:
         return Busy(Work(pairs, met, rows, samples).seconds(rates[stage]))
@@ -146,9 +140,11 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
 
     yield Stage("knn_graph")
     yield busy("knn_graph", *inside(ring, own), len(own))
-    for turn in ring.half_turns():
-        for block in passed(turn, case.dim + 1):
-            yield busy("knn_graph", *between(ring, turn.met_by, block)) if isinstance(block, Rows) else block
+    widths = case.dim, 1
+    for turn, received in ring.pass_blocks(list(ring.half_turns()), load(*widths), widths):
+        for block, _ in received:
+            yield from drain()
+            yield busy("knn_graph", *between(ring, turn.met_by, block))
         group.exchange(16, turn.source, 16, turn.to)
         group.exchange(8 * case.k1 * len(turn.received), turn.source, len(turn.sent), turn.to)
         yield from drain()
@@ -158,9 +154,11 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
     yield Stage("k_reciprocal_encoding")
     stage = "k_reciprocal_encoding"
     yield busy(stage, 0, sum(between(ring, own, block)[1] for block in ring.blocks(own)), len(own))
-    for turn in ring.full_turns():
-        for block in passed(turn, case.dim):
-            yield busy(stage, 0, between(ring, own, block)[1]) if isinstance(block, Rows) else block
+    for _, received in ring.pass_blocks(list(ring.full_turns()), load(case.dim), (case.dim,)):
+        for block, _ in received:
+            yield from drain()
+            yield busy(stage, 0, between(ring, own, block)[1])
+        yield from drain()
 
     yield Stage("invariant_expansion")
     sent = sent_bytes(case, rank)

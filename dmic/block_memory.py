@@ -105,8 +105,8 @@ def block_memory(
     workers = threads * (7_000_000 + 2_000 * d)
     stages = {
         "knn_graph": [
-            found + (0 if alone else found) + search_memory(block, met, d, k1, copies=4 if alone else 8),
-            found + (0 if alone else 2 * found) + merge_memory(block, k1),
+            found + (0 if alone else found) + search_memory(n, block, met, d, k1, copies=1.5 if alone else 3),
+            found + (0 if alone else 2 * found + 6 * d * met) + merge_memory(block, k1),
         ],
         "k_reciprocal_encoding": [
             lists + encoding * own + (16 + 8 * threads) * n,
@@ -137,23 +137,25 @@ def expected_memory(
     return MemoryEstimate(block_memory(*case, Lengths.usual(num_samples, search)))
 
 
-def search_memory(block: int, met: int, num_features: int, k1: int, copies: int) -> int:
+def search_memory(num_samples: int, block: int, met: int, num_features: int, k1: int, copies: float) -> float:
     """Bytes of `blockwise.knn_graph` beside the lists: a block with itself, and two with `met` rows that meet.
 
     Args:
-        copies: of the features of a block where two meet: both in one, what they come from, and what is under way.
+        copies: of the features of two blocks that meet: theirs, what is under way meanwhile, and one that is read from
+            a file of float16.
     """
     candidates, found = ENTRY_BYTES * (3 * k1 + 64) + 40, ENTRY_BYTES * k1
-    sketch = 4 * (directions.most(num_features) + 1) if directions.scratch_bytes(block, num_features) else 0
+    directed = directions.scratch_bytes(num_samples, num_features)
+    sketch = 4 * (directions.most(num_features) + 1) if directed else 0
     alone = 4 * num_features + found + candidates + (sketch + 4 * k1 if sketch else 0)
-    both = 2 * copies * num_features + found + candidates + sketch
-    first = directions.scratch_bytes(block, num_features) + 4 * num_features * block
+    both = 4 * copies * num_features + found + candidates + sketch
+    first = directed + 4 * num_features * block
     return max(first, block * alone, met * both + merge_memory(block, k1))
 
 
 def merge_memory(rows: int, k1: int) -> int:
     """Bytes that `blockwise.Lists.merge` takes for so many rows."""
-    return 64 * k1 * min(MERGED_ROWS, rows)
+    return 32 * k1 * min(MERGED_ROWS, rows)
 
 
 def give_back() -> None:

@@ -26,7 +26,7 @@ from .constants import NOISE
 from .csr import Csr
 from .process_group import Group
 
-Read = Callable[[int, int], torch.Tensor]  # float32 [end - begin, d], of the rows [begin, end) that this rank owns
+Read = Callable[..., torch.Tensor]  # (begin, end, out=None): float32 [end - begin, d], of rows that this rank owns
 Report = Callable[[str, int, int], None]  # (stage, done, total)
 
 
@@ -124,28 +124,53 @@ class Ring:
             return self.most_blocks
         return max(len(self.blocks(rows)) for rows in (turn.sent, turn.received))
 
-    def pass_blocks(self, turn: Turn, load: Callable[[Rows], torch.Tensor], columns: int) -> Iterator[Received]:
-        """Send the blocks of `turn.sent`, float32 [rows, columns], and yield those received, one ahead of their use."""
-        sent, received = self.blocks(turn.sent), self.blocks(turn.received)
+    def pass_blocks(
+        self, turns: list[Turn], load: Callable[[Rows], list[torch.Tensor]], widths: tuple[int, ...], room: int = 0
+    ) -> Iterator[tuple[Turn, Iterator[Received]]]:
+        """Send the blocks of `sent` and yield those received, one ahead of their use, turn by turn.
 
-        def begin(index: int) -> tuple[list[dist.Work], list[torch.Tensor]]:
-            operations, held = [], []
-            if index < len(sent):
-                held.append(load(sent[index]).contiguous())
-                operations.append(dist.P2POp(dist.isend, held[-1], group=self.group, group_peer=turn.to))
-            if index < len(received):
-                held.append(torch.empty(len(received[index]), columns, device=self.device))
-                operations.append(dist.P2POp(dist.irecv, held[-1], group=self.group, group_peer=turn.source))
-            return dist.batch_isend_irecv(operations) if operations else [], held
+        Args:
+            load: what is sent of some rows, float32 [rows, width] for each of `widths`.
+            room: rows that are left free in front of those received.
+        """
+        steps = [
+            (turn, index)
+            for turn in turns
+            for index in range(max(len(self.blocks(turn.sent)), len(self.blocks(turn.received))))
+        ]
 
-        started = begin(0)
-        for index in range(max(len(sent), len(received))):
-            works, held = started
-            for work in works:
-                work.wait()
-            started = begin(index + 1)
-            if index < len(received):
-                yield Received(received[index], held[-1])
+        def begin(number: int) -> tuple[list[dist.Work], list[torch.Tensor], list[torch.Tensor]]:
+            if number == len(steps):
+                return [], [], []
+            turn, index = steps[number]
+            blocks_sent, blocks_received = self.blocks(turn.sent), self.blocks(turn.received)
+            sent, received = [], []
+            if index < len(blocks_sent):
+                sent = [tensor.contiguous() for tensor in load(blocks_sent[index])]
+            if index < len(blocks_received):
+                rows = room + len(blocks_received[index])
+                received = [torch.empty(rows, width, device=self.device) for width in widths]
+            group = self.group
+            operations = [dist.P2POp(dist.isend, t, group=group, group_peer=turn.to) for t in sent]
+            operations += [dist.P2POp(dist.irecv, t[room:], group=group, group_peer=turn.source) for t in received]
+            return dist.batch_isend_irecv(operations) if operations else [], sent, received
+
+        number, started = 0, begin(0)
+
+        def of_turn(turn: Turn) -> Iterator[Received]:
+            nonlocal number, started
+            blocks = self.blocks(turn.received)
+            for index in range(sum(one is turn for one, _ in steps)):
+                works, _, received = started
+                for work in works:
+                    work.wait()
+                number += 1
+                started = begin(number)
+                if index < len(blocks):
+                    yield Received(blocks[index], received)
+
+        for turn in turns:
+            yield turn, of_turn(turn)
 
     def swap(self, tensors: list[torch.Tensor], to: int, source: int) -> list[torch.Tensor]:
         """Send tensors of any length to one rank and receive as many, of the same dtypes and columns, from another."""
@@ -183,7 +208,7 @@ class Ring:
 
 class Received(NamedTuple):
     rows: Rows
-    block: torch.Tensor
+    tensors: list[torch.Tensor]
 
 
 @dataclass
@@ -205,21 +230,38 @@ class Lists:
         return Lists(self.idx[begin:end], self.dist[begin:end])
 
     def merge(self, idx: torch.Tensor, dist: torch.Tensor, number: int | torch.Tensor = 0) -> None:
-        """Take in other lists [n, any number] of samples that are not there yet.
+        """Take in other lists [n, any number] of samples that are not there yet, ascending as these are.
 
         Args:
-            idx, dist: int32 and float32, -1 where a list is shorter.
-            number: of their sample 0 in the whole gallery, the others following; or of each, int32.
+            idx, dist: int32 and float32, -1 and infinity where a list is shorter.
+            number: of their sample 0 in the whole gallery, the others following; or of each, int32, ascending.
         """
-        for begin in range(0, len(idx), MERGED_ROWS):  # it takes eight times the memory of the lists
+        width = min(idx.shape[1], self.idx.shape[1])
+        for begin in range(0, len(idx) if width else 0, MERGED_ROWS):  # it takes four times the memory of the lists
             rows = slice(begin, begin + MERGED_ROWS)
-            mine, others = (self.idx[rows], self.dist[rows]), (idx[rows], dist[rows])
+            mine, others = (self.idx[rows], self.dist[rows]), (idx[rows, :width], dist[rows, :width])
             numbered = number[others[0].long()] if isinstance(number, torch.Tensor) else others[0] + number
-            others = torch.where(others[0] < 0, others[0], numbered), others[1]
-            keys = [d.view(torch.int32).long() << 32 | (i.long() & 0xFFFFFFFF) for i, d in (mine, others)]
-            nearest = torch.cat(keys, 1).sort(1).values[:, : self.idx.shape[1]]
-            mine[0].copy_(nearest.int())  # the low half; 0xFFFFFFFF is -1
-            mine[1].copy_((nearest >> 32).int().view(torch.float32))
+            numbered = torch.where(others[0] < 0, others[0], numbered)
+            nearest = _keys(*mine)
+            last = nearest[
+                :, nearest.shape[1] - width :
+            ]  # of all that both have, one of each pair is among the nearest
+            torch.minimum(last, _keys(numbered, others[1]).flip(1), out=last)
+            low, high = _sort_rows(nearest).view(torch.int32).unflatten(1, (-1, 2)).unbind(2)
+            mine[0].copy_(low)
+            mine[1].copy_(high.view(torch.float32))
+
+
+def _keys(idx: torch.Tensor, dist: torch.Tensor) -> torch.Tensor:
+    """int64 in the order of (distance, index), -1 after all else: the bits of the distance over those of the index."""
+    return torch.stack([idx, dist.view(torch.int32)], 2).view(torch.int64).squeeze(2)
+
+
+def _sort_rows(keys: torch.Tensor) -> torch.Tensor:
+    if keys.device.type == "cpu" and torch.get_num_threads() <= 4:  # one thread of numpy is as fast as four of torch
+        keys.numpy().sort(axis=1)
+        return keys
+    return keys.sort(1).values
 
 
 class Progress:
@@ -243,42 +285,51 @@ def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report
     pairs = len(own) ** 2 // 2 + sum(len(turn.received) * len(turn.met_by) for turn in turns)
     progress = Progress("knn_graph", pairs, report)
 
-    def load(rows: Rows) -> torch.Tensor:
-        return read(rows.begin - own.begin, rows.end - own.begin)
+    def load(rows: Rows, out: torch.Tensor | None = None) -> torch.Tensor:
+        return read(rows.begin - own.begin, rows.end - own.begin, out)
 
     def mine(rows: Rows) -> Lists:
         return lists.part(rows.begin - own.begin, rows.end - own.begin)
 
-    def compare(x: Rows, of_x: torch.Tensor, y: Rows, of_y: torch.Tensor, lists_y: Lists, farthest_y: torch.Tensor):
-        both, farthest = torch.cat([of_x, of_y]), torch.cat([mine(x).farthest(), farthest_y])
-        idx, dist = ops.knn_between(
-            both, len(x), min(k1, len(both)), farthest, directions=directions, progress=progress.part(len(x) * len(y))
-        )
+    def compare(x: Rows, y: Rows, both: torch.Tensor, lists_y: Lists, farthest_y: torch.Tensor) -> None:
+        """`both` ends with the features of y, and has room for those of x."""
+        both = both[len(both) - len(y) - len(x) :]
+        load(x, both[: len(x)])
+        farthest, watch = torch.cat([mine(x).farthest(), farthest_y]), progress.part(len(x) * len(y))
+        idx, dist = ops.knn_between(both, len(x), min(k1, len(both)), farthest, directions=directions, progress=watch)
         mine(x).merge(idx[: len(x)], dist[: len(x)], y.begin - len(x))
         lists_y.merge(idx[len(x) :], dist[len(x) :], x.begin)
 
     directions = None
-    for t, x in enumerate(blocks):
-        of_x = load(x)
+    for t, y in enumerate(blocks):
+        both = torch.empty(max(map(len, blocks)) + len(y), num_features, device=ring.device) if t else None
+        of_y = load(y) if both is None else load(y, both[-len(y) :])
         if t == 0:
-            directions = ops.search_directions(of_x, k1)
-        idx, dist = ops.knn_graph(of_x, min(k1, len(x)), progress=progress.part(len(x) ** 2 // 2))
-        mine(x).merge(idx, dist, x.begin)
-        for y in blocks[:t]:
-            compare(x, of_x, y, load(y), mine(y), mine(y).farthest())
+            directions = ops.search_directions(of_y, k1, ring.num_samples)
+        watch = progress.part(len(y) ** 2 // 2)
+        idx, dist = ops.knn_graph(of_y, min(k1, len(y)), directions=directions, progress=watch)
+        mine(y).merge(idx, dist, y.begin)
+        for x in blocks[:t]:
+            compare(x, y, both, mine(y), mine(y).farthest())
+        del both, of_y, idx, dist
         give_back()
-    for turn in turns:
+
+    def sent(rows: Rows) -> list[torch.Tensor]:
+        return [load(rows), mine(rows).farthest()[:, None]]
+
+    def meet(turn: Turn, received: Iterator[Received]) -> Lists:
+        """The nearest of the own rows, for those received."""
         found = Lists.empty(len(turn.received), k1, ring.device)
-
-        def with_limit(rows: Rows) -> torch.Tensor:
-            return torch.cat([load(rows), mine(rows).farthest()[:, None]], 1)
-
-        for y, block in ring.pass_blocks(turn, with_limit, num_features + 1):
-            of_y, limit = block[:, :-1].contiguous(), block[:, -1]
+        for y, (both, farthest) in received:
             found_y = found.part(y.begin - turn.received.begin, y.end - turn.received.begin)
             for x in ring.blocks(turn.met_by):
-                compare(x, load(x), y, of_y, found_y, torch.minimum(limit, found_y.farthest()))
+                compare(x, y, both, found_y, torch.minimum(farthest[room:, 0], found_y.farthest()))
             give_back()
+        return found
+
+    room = max((len(x) for turn in turns for x in ring.blocks(turn.met_by)), default=0)
+    for turn, received in ring.pass_blocks(turns, sent, (num_features, 1), room):
+        found = meet(turn, received)
         mine(turn.sent).merge(*ring.swap([found.idx, found.dist], turn.source, turn.to))
     return lists
 
@@ -320,7 +371,7 @@ def knn_graph_of_two(
         del idx, dist, of_both
         give_back()
     if 0 < split < n:
-        directions = ops.search_directions(features, k1_both)
+        directions = ops.search_directions(features, k1_both, n)
         watch = progress.part(split * (n - split))
         idx, dist = ops.knn_between(features, split, k1_both, both.farthest(), directions=directions, progress=watch)
         give_back()
@@ -343,6 +394,9 @@ def k_reciprocal_encoding(
     def load(rows: Rows) -> torch.Tensor:
         return read(rows.begin - own.begin, rows.end - own.begin)
 
+    def sent(rows: Rows) -> list[torch.Tensor]:
+        return [load(rows)]
+
     def multiply(y: Rows, of_y: torch.Tensor) -> None:
         watch = progress.part(len(y))
         for x in ring.blocks(own):
@@ -356,8 +410,8 @@ def k_reciprocal_encoding(
 
     for y in ring.blocks(own):
         multiply(y, load(y))
-    for turn in ring.full_turns():
-        for y, of_y in ring.pass_blocks(turn, load, num_features):
+    for _, received in ring.pass_blocks(list(ring.full_turns()), sent, (num_features,)):
+        for y, (of_y,) in received:
             multiply(y, of_y)
     give_back()
     return ops.k_reciprocal_weights(row_ptr, col_idx, dots, n)

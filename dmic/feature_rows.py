@@ -55,8 +55,9 @@ class FeatureRows:
     def in_memory(self) -> bool:
         return isinstance(self.source, torch.Tensor)
 
-    def read(self, begin: int, end: int) -> torch.Tensor:
-        """Rows [begin, end) as contiguous float32; of a tensor that is that already, a view.
+    def read(self, begin: int, end: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows [begin, end) as contiguous float32; of a tensor that is that already, a view. In `out`, if there is one:
+        contiguous float32 of that shape, on the device.
 
         Raises:
             ValueError: a value is not finite, or does not fit float32.
@@ -68,13 +69,14 @@ class FeatureRows:
         else:
             path, offset = self.source
             row_bytes = self.shape[1] * self.dtype.itemsize
-            rows = torch.empty(end - begin, self.shape[1], dtype=self.dtype, pin_memory=to_gpu)
+            straight = out is not None and self.dtype == torch.float32 and not to_gpu
+            rows = out if straight else torch.empty(end - begin, self.shape[1], dtype=self.dtype, pin_memory=to_gpu)
             with path.open("rb") as file:
                 file.seek(offset + begin * row_bytes)
                 if rows.numel() and file.readinto(rows.view(torch.uint8).numpy()) != rows.nbytes:
                     raise ValueError(f"{path}: ends before row {end}; it is truncated")
         rows = rows.to(self.device, non_blocking=True)  # the next block is read while this one is on its way
-        single = rows.to(torch.float32).contiguous()
+        single = rows.to(torch.float32).contiguous() if out is None else out if rows is out else out.copy_(rows)
         if single.numel() and not all(bound.isfinite() for bound in torch.aminmax(single)):
             bad = (~single.isfinite()).nonzero()[0].tolist()
             value = float(rows[tuple(bad)])

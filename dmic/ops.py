@@ -108,13 +108,16 @@ def _fake_csr(like_tensor: torch.Tensor, rows: int, dtype: torch.dtype) -> tuple
     return row_ptr, col_idx, like_tensor.new_empty(col_idx.shape, dtype=dtype)
 
 
-def knn_graph(features: Any, k1: int, *, block_rows: int = 0, progress: Progress | None = None) -> tuple[Any, Any]:
+def knn_graph(
+    features: Any, k1: int, *, block_rows: int = 0, directions: Any = None, progress: Progress | None = None
+) -> tuple[Any, Any]:
     """The k1 nearest samples of each sample by Euclidean distance, itself included; exact.
 
     Args:
         features: floating point [N, d], finite; rounded to float32 if wider. Norms are arbitrary.
         k1: list length, counting the sample itself; 1 <= k1 <= N.
         block_rows: rows and columns compared at a time; 0 chooses. Changes time and memory, not a bit of the result.
+        directions: as in `knn_between`, [0, d] to compare in full; None chooses. Change time, not a bit of the result.
         progress: see the module.
 
     Returns:
@@ -122,7 +125,7 @@ def knn_graph(features: Any, k1: int, *, block_rows: int = 0, progress: Progress
         neighbor_dist: float32 [N, k1], squared Euclidean distances, ascending.
 
     Raises:
-        ValueError: features not [N, d], not finite, or k1 out of range.
+        ValueError: features not [N, d], not finite; k1 out of range; directions that are not orthonormal.
 
     Source: R(i, k1) of k-reciprocal re-ranking, Zhong et al., CVPR 2017, as implemented in the SpCL lineage, where
     lists count the sample itself.
@@ -136,29 +139,36 @@ def knn_graph(features: Any, k1: int, *, block_rows: int = 0, progress: Progress
            [0., 4.]], dtype=float32))
     """
     restore = like(features)
-    neighbor_idx, neighbor_dist, _ = knn_graph_and_redone(features, k1, block_rows=block_rows, progress=progress)
+    neighbor_idx, neighbor_dist, _ = knn_graph_and_redone(
+        features, k1, block_rows=block_rows, directions=directions, progress=progress
+    )
     return restore(neighbor_idx), restore(neighbor_dist)
 
 
 def knn_graph_and_redone(
-    features: Any, k1: int, *, block_rows: int = 0, progress: Progress | None = None
+    features: Any, k1: int, *, block_rows: int = 0, directions: Any = None, progress: Progress | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """`knn_graph` as tensors, and the number of rows whose float16 candidates were not proved complete and that were
     therefore compared with every sample exactly. Depends on the device: the CPU has no such rows."""
     tensor = _features("knn_graph", features)
     k1, block_rows = to_integer(k1, "knn_graph: k1"), to_integer(block_rows, "knn_graph: block_rows")
     compiling = torch.compiler.is_compiling()
-    directions = None if compiling or tensor.dim() != 2 else search_directions(tensor, k1)
+    if directions is not None:
+        axes = _floats("knn_graph", "directions", directions, tensor.device)
+    else:
+        axes = None if compiling or tensor.dim() != 2 else search_directions(tensor, k1, len(tensor))
     op = torch.ops.dmic.knn_graph.default
-    neighbor_idx, neighbor_dist, redone = call(progress, op, tensor, k1, block_rows, directions)
+    neighbor_idx, neighbor_dist, redone = call(progress, op, tensor, k1, block_rows, axes)
     return neighbor_idx, neighbor_dist, redone if compiling else int(redone)
 
 
-def search_directions(features: torch.Tensor, k1: int) -> torch.Tensor | None:
-    """`leading_directions` for the processor that the search runs on; None on a GPU, which has no use for them."""
+def search_directions(features: torch.Tensor, k1: int, num_samples: int) -> torch.Tensor | None:
+    """`leading_directions` of a gallery of num_samples, of which these are some, for the processor that the search runs
+    on: [0, d] where comparing in full is cheaper. None on a GPU, which has no use for them."""
     if features.device.type != "cpu":
         return None
-    return leading_directions(features, k1, in_bf16=build_info()["simd_used"] == "amx")
+    found = leading_directions(features, k1, num_samples, in_bf16=build_info()["simd_used"] == "amx")
+    return features.new_empty(0, features.shape[1]) if found is None else found
 
 
 def knn_between(

@@ -6,6 +6,7 @@ call what sends in the same order.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,7 +53,15 @@ def start(device: str | torch.device, timeout: timedelta = TIMEOUT) -> Group:
         dist.init_process_group(backend, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the other ranks cannot be reached ({error}); start the job with torchrun") from error
+    settle_at_exit()
     return dist.group.WORLD
+
+
+@cache
+def settle_at_exit() -> None:
+    """Before the interpreter ends, leave it to the threads of gloo for a moment: they give back the tensors of the last
+    message, and one that needs the interpreter for that when it has ended aborts the process (torch 2.14)."""
+    atexit.register(time.sleep, 0.05)
 
 
 def stop(group: Group) -> None:
@@ -214,7 +224,10 @@ class Watch:
 
     def __init__(self, group: Group):
         self.group = group
-        self.store = None if group is None else dist.distributed_c10d._get_default_store()
+        self.store = None
+        if group is not None:
+            self.store = dist.distributed_c10d._get_default_store()
+            settle_at_exit()
         self.phase = "the start"
 
     def enter(self, phase: str) -> None:

@@ -88,6 +88,7 @@ def same_stages(gallery: str, *cuts: str) -> int:
     from compare import assert_same_bits
 
     from dmic import blockwise, ops, process_group
+    from dmic.feature_rows import FeatureRows
 
     with process_group.started("cpu") as group:
         data = np.load(gallery)
@@ -104,9 +105,7 @@ def same_stages(gallery: str, *cuts: str) -> int:
         def tensors(csr):
             return csr.row_ptr, csr.col_idx, csr.values
 
-        def read(first, last):
-            return features[begin + first : begin + last]
-
+        read = FeatureRows.of("gallery", features).part(begin, end).read
         lists = blockwise.knn_graph(read, d, k1, ring)
         idx, distances = ops.knn_graph(features, k1)
         assert_same_bits((lists.idx, lists.dist), (idx[begin:end], distances[begin:end]))

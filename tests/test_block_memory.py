@@ -88,15 +88,17 @@ def test_a_rank_has_room_for_what_others_send():
     own, k1 = 500_000, SEARCH.k1
     stages = block_memory(10**6, own, 2, 4, SEARCH, MIN_BLOCK_ROWS)
     assert stages["knn_graph"] > 2 * 8 * own * k1
-    blocks = block_memory(10**5, 50_000, 2, 50_000, SEARCH, 4096)
-    assert blocks["k_reciprocal_encoding"] > 4 * 4 * 4096 * 50_000, "two blocks, both in one, and one under way"
+    block = 4 * 5_000 * 50_000
+    stages = block_memory(10**5, 50_000, 2, 50_000, SEARCH, 5_000)
+    assert stages["knn_graph"] > 5 * block, "two blocks that meet, room for the next two, and one that is sent"
+    assert stages["k_reciprocal_encoding"] > 4 * block, "two blocks, and one under way in either direction"
 
 
 def test_every_stage_has_room_for_what_it_holds_at_least(threads):
     threads(1)
     n, dim, k1, rows = 30_000, 2048, SEARCH.k1, 4096
     stages = block_memory(n, n, 1, dim, SEARCH, rows)
-    assert stages["knn_graph"] > 8 * n * k1 + 3 * 4 * rows * dim, "lists; two blocks of features, and both in one"
+    assert stages["knn_graph"] > 8 * n * k1 + 2 * 4 * rows * dim, "lists, and two blocks of features"
     assert stages["dbscan"] > 24 * n * k1, "a pair for every neighbour, in both directions"
     threads(2)
     more = block_memory(n, n, 1, dim, SEARCH, rows)

@@ -349,8 +349,8 @@ def test_directions_give_the_same_bits_for_any_number_of_threads_and_instruction
 def test_the_public_search_takes_directions_where_they_pay(monkeypatch):
     taken = []
 
-    def record(features, k1, **_):
-        taken.append(leading_directions(features, k1))
+    def record(features, k1, num_samples, **_):
+        taken.append(leading_directions(features, k1, num_samples))
         return taken[-1]
 
     monkeypatch.setattr(dmic.ops, "leading_directions", record)
@@ -363,6 +363,17 @@ def test_the_public_search_takes_directions_where_they_pay(monkeypatch):
     assert [None if directions is None else directions.shape[1] for directions in taken] == [512, None, None]
     torch.testing.assert_close(taken[0] @ taken[0].T, torch.eye(len(taken[0])), atol=1e-5, rtol=0)
     assert_same_bits(got, torch.ops.dmic.knn_graph(torch.from_numpy(features), 20)[:2])
+    for directions in (taken[0], np.zeros((0, 512), np.float32)):
+        assert_same_bits(dmic.knn_graph(features, 20, directions=directions), got, "directions that are given")
+    assert len(taken) == 3, "directions that are given are not looked for"
+
+
+def test_directions_of_a_part_are_chosen_for_the_whole():
+    features = torch.from_numpy(steep(3000, 256, 5))
+    found = [leading_directions(features, 20, num_samples, in_bf16=True) for num_samples in (None, 6_000, 50_000)]
+    assert [None if directions is None else len(directions) for directions in found] == [None, None, 31]
+    assert leading_directions(features[:599], 20, 50_000) is None, "too few to tell"
+    assert leading_directions(features[:600], 20, 50_000) is not None
 
 
 def test_short_lists_in_large_galleries_need_all_directions_of_the_features_too():
