@@ -57,17 +57,17 @@ CASES = [
     Case(240, 32, 1, 20),
     Case(240, 61, 1, 60, k2=1),  # columns that are filled up
     Case(200, 400, 1, 40, k1=8),  # features take most
-    Case(240, 16, 1, 40, k1=60, k2=20, eps=0.9, noise=3.0),  # and rows and pairs
+    Case(160, 16, 1, 40, k1=60, k2=20, eps=0.9, noise=3.0),  # and rows and pairs
     Case(240, 16, 1, 240, k1=40, k2=20, eps=0.1),  # and rows alone
     Case(240, 16, 1, 40, k1=40, k2=20, eps=0.1),
-    Case(480, 8, 1, 24, k1=45, k2=2),
+    Case(360, 8, 1, 24, k1=45, k2=2),
     Case(240, 32, 2, 120),  # halves of blocks meet
     Case(240, 32, 2, 40),
     Case(240, 400, 3, 40, k1=8),
     Case(360, 16, 3, 40),
     Case(360, 16, 3, 30, k1=40, k2=20, eps=0.1),
-    Case(360, 16, 3, 30, k1=60, k2=20, eps=0.9, noise=3.0),
-    Case(480, 8, 8, 60, k1=60, k2=2),  # lists of all take most
+    Case(240, 16, 3, 20, k1=60, k2=20, eps=0.9, noise=3.0),
+    Case(320, 8, 8, 40, k1=60, k2=2),  # lists of all take most
     Case(480, 8, 8, 20, k1=12, k2=1, noise=10.0),
 ]
 
