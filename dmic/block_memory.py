@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +18,12 @@ RANK_LIBRARY_BYTES = 52_000_000  # of them and of messages under way, in a rank 
 ENTRY_BYTES = 8  # of a stored value of a Csr
 MERGED_ROWS = 1 << 12  # of lists that are merged at a time
 EDGE_BYTES = 12  # of a pair in one direction while pairs are collected
+GPU_SCRATCH_BYTES = 300_000_000  # of the blocks of any kernel, at most
+GPU_LIST_ROOM = 256  # of the candidates of a row, at least
+GPU_JOINED_ROWS = 1 << 13  # whose pairs a kernel looks for at a time,
+GPU_JOINED_VALUES = 1 << 25  # and what is stored of them, at most
+GPU_LAID_OUT_BYTES = 23  # of a pair in one direction where all are laid out: as found, in order, and three masks
+GPU_SORTED_BYTES = 72  # of one of a block beside that: its key, sorted keys and places, and torch's copies of these
 
 
 @dataclass(frozen=True)
@@ -83,23 +90,27 @@ def block_memory(
     search: Search,
     block_rows: int,
     lengths: Lengths | None = None,
+    device: Any = "cpu",
 ) -> dict[str, int]:
-    """Bytes beyond the features that a rank needs in each stage, on a CPU, if blocks come from a file.
+    """Bytes beyond the features that a rank needs in each stage if blocks come from a file.
+
+    On a GPU they are of its own memory, and of tensors alone: the CUDA context, libraries and what torch's allocator
+    keeps free come on top. In the host's memory a block of the features is pinned then, at most 4 block_rows d bytes in
+    float32, which torch rounds up to a power of two.
 
     Args:
         num_samples: of the gallery.
         num_own: of the rank that has most of them.
         num_ranks, num_features, search, block_rows: what else decides.
         lengths: what the data decides; None assumes so much that the result is a bound, as `estimate_memory` does.
+        device: where the blocks are.
     """
     n, own, d, k1, k2 = num_samples, num_own, num_features, search.k1, search.k2
     lengths = lengths or Lengths.assumed(n, search)
-    alone, threads, blocks = num_ranks == 1, torch.get_num_threads(), -(-own // block_rows)
-    block = _largest_block(own, block_rows)
-    met = 2 * block if not alone or blocks > 1 else 0  # the most rows in two blocks that meet
-    if num_ranks == 2 and blocks == 1:
-        met = 2 * _largest_block(-(-own // 2), block_rows)
-    fetched = block + (n - block) * (1 - (1 - block / max(1, n)) ** (k2 - 1))  # rows that those of a block average over
+    alone, threads = num_ranks == 1, torch.get_num_threads()
+    cut = block, met, fetched, blocks = _Cut.of(n, own, num_ranks, k2, block_rows)
+    if on_gpu(device):
+        return _gpu_memory(n, own, alone, d, search, cut, lengths)
     lists, found = 4 * k1 * n, 8 * k1 * own
     encoding, expanded, pairs = ENTRY_BYTES * lengths.encoding, ENTRY_BYTES * lengths.expanded, lengths.pairs * own
     workers = threads * (7_000_000 + 2_000 * d)
@@ -109,6 +120,7 @@ def block_memory(
             found + (0 if alone else 2 * found + 6 * d * met) + merge_memory(block, k1),
         ],
         "k_reciprocal_encoding": [
+            0 if alone else 2 * lists + 4 * k1 * own,  # gathered twice: in one, and in parts
             lists + encoding * own + (16 + 8 * threads) * n,
             lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 4),
             lists + encoding * 3 * own,
@@ -129,21 +141,81 @@ def block_memory(
     return {stage: int(max(moments)) + workers for stage, moments in stages.items()}
 
 
+def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut, lengths: Lengths) -> dict[str, int]:
+    """`block_memory` of the kernels of `csrc/cuda`, and of torch between them.
+
+    Of features that take 4 bytes a value or fewer where they are stored. Tests measure all but what torch takes only on
+    a GPU, to sort.
+    """
+    k1, k2 = search.k1, search.k2
+    block, met, fetched, blocks = cut
+    lists, found = 4 * k1 * n, 8 * k1 * own
+    encoding, expanded, pairs = ENTRY_BYTES * lengths.encoding, ENTRY_BYTES * lengths.expanded, lengths.pairs * own
+    chunk = min(GPU_JOINED_ROWS, block)  # scans of its values and of those before, and room for pairs
+    planned = 40 * min(GPU_JOINED_VALUES, lengths.expanded * chunk) + 20 * lengths.pairs * chunk
+    joined = EDGE_BYTES * pairs + expanded * own + 20 * n
+    stages = {
+        "knn_graph": [
+            (found if alone else 2 * found)
+            + search_memory(n, block, met, d, k1, copies=1.5 if alone else 3, device="cuda"),
+            0 if alone else 3 * found + _gpu_merge_memory(own, k1) + (12 * d + 8 * k1) * block,
+        ],
+        "k_reciprocal_encoding": [
+            0 if alone else 2 * lists + 4 * k1 * own,  # gathered twice: in one, and in parts
+            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 5),
+            lists + encoding * 3 * own + 16 * own,
+        ],
+        "invariant_expansion": [
+            lists + encoding * (own + 3.5 * fetched) + expanded * (own - block) + 48 * fetched + 20 * k2 * block,
+            lists
+            + encoding * (own + fetched)
+            + expanded * own * (1.5 if blocks > 1 else 1)
+            + (16 * k2 + 40) * block
+            + 36 * fetched
+            + 32 * own,
+        ],
+        "jaccard_distance": [
+            joined
+            + expanded * max(block, (1.5 if alone else 2) * met)
+            + planned
+            + 4 * lengths.pairs * block
+            + 40 * met,
+            expanded * own + GPU_LAID_OUT_BYTES * pairs + GPU_SORTED_BYTES * lengths.pairs * block + 24 * own,
+        ],
+        "dbscan": [8 * pairs + 76 * lengths.pairs * block + 50 * n],
+    }
+    if k2 == 1:
+        del stages["invariant_expansion"]
+    always = GPU_SCRATCH_BYTES + 24 * n  # ids, and where rows begin
+    return {stage: int(max(moments)) + always for stage, moments in stages.items()}
+
+
 def expected_memory(
-    num_samples: int, num_own: int, num_ranks: int, num_features: int, search: Search, block_rows: int
+    num_samples: int,
+    num_own: int,
+    num_ranks: int,
+    num_features: int,
+    search: Search,
+    block_rows: int,
+    device: Any = "cpu",
 ) -> MemoryEstimate:
     """What is likely, where `block_memory` is a bound: with LIBRARY_BYTES, the peak of a process that is new."""
     case = num_samples, num_own, num_ranks, num_features, search, block_rows
-    return MemoryEstimate(block_memory(*case, Lengths.usual(num_samples, search)))
+    return MemoryEstimate(block_memory(*case, Lengths.usual(num_samples, search), device))
 
 
-def search_memory(num_samples: int, block: int, met: int, num_features: int, k1: int, copies: float) -> float:
+def search_memory(
+    num_samples: int, block: int, met: int, num_features: int, k1: int, copies: float, device: Any = "cpu"
+) -> float:
     """Bytes of `blockwise.knn_graph` beside the lists: a block with itself, and two with `met` rows that meet.
 
     Args:
         copies: of the features of two blocks that meet: theirs, what is under way meanwhile, and one that is read from
             a file of float16.
+        device: where the blocks are.
     """
+    if on_gpu(device):
+        return _gpu_search_memory(block, met, num_features, k1, copies)
     candidates, found = ENTRY_BYTES * (3 * k1 + 64) + 40, ENTRY_BYTES * k1
     directed = directions.scratch_bytes(num_samples, num_features)
     sketch = 4 * (directions.most(num_features) + 1) if directed else 0
@@ -158,12 +230,69 @@ def merge_memory(rows: int, k1: int) -> int:
     return 32 * k1 * min(MERGED_ROWS, rows)
 
 
+def _gpu_search_memory(block: int, met: int, d: int, k1: int, copies: float) -> float:
+    """`search_memory` of the kernels: float16 features, candidates, and bounds of every row."""
+    wide = -(-d // 8) * 8
+    row = ENTRY_BYTES * (max(GPU_LIST_ROOM, 3 * k1 + 64) + k1) + 2 * wide + 48 + (4 * wide if wide > d else 0)
+
+    def compared(rows: int) -> int:  # and merged when candidates are no more, a block at a time
+        return max(row * rows, 8 * k1 * rows + _gpu_merge_memory(block, k1))
+
+    alone = 4 * d * block + compared(block)
+    both = 4 * copies * d * met + 20 * met + compared(met)
+    return max(alone, both + 8 * k1 * block if met else 0)  # what the one found by itself is there
+
+
+def _gpu_merge_memory(rows: int, k1: int) -> int:
+    """`merge_memory` of torch on a GPU: keys of either list, one of them in reverse, and the nearest sorted."""
+    return 64 * k1 * min(MERGED_ROWS, rows)
+
+
+def most_pairs(
+    max_memory: int, encoding_bytes: int, num_samples: int, num_own: int, block_rows: int, device: Any = "cpu"
+) -> int:
+    """How many pairs within eps `max_memory` has room for beside the rows of a rank, each counted once."""
+    share = min(block_rows, num_own) / max(1, num_own)  # of the rows whose pairs are sorted at a time
+    if not on_gpu(device):
+        collected = (max_memory - 2 * encoding_bytes) / (EDGE_BYTES + 24)
+        laid_out = (max_memory - encoding_bytes) / (20 + 60 * share)
+        return max(0, int(min(collected, laid_out) / 2))
+    chunk = min(GPU_JOINED_ROWS, block_rows, num_own) / max(1, num_own)
+    left = max_memory - GPU_SCRATCH_BYTES - 76 * num_samples - encoding_bytes
+    collected = (left - encoding_bytes * (4 * share + 5 * chunk)) / (EDGE_BYTES + 24 * share)
+    laid_out = left / (GPU_LAID_OUT_BYTES + GPU_SORTED_BYTES * share)
+    return max(0, int(min(collected, laid_out) / 2))
+
+
 def give_back() -> None:
     """Return freed memory to the system, where the C library keeps it for later (glibc): what comes next takes other
     sizes, and would be on top of it."""
     library = ctypes.CDLL(None)
     if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
+
+
+def on_gpu(device: Any) -> bool:
+    """Whether a device, or its name, is a GPU."""
+    return torch.device(device).type == "cuda"
+
+
+class _Cut(NamedTuple):
+    """Rows that are dealt with at a time, the most of them."""
+
+    block: int
+    met: int  # in two blocks that meet
+    fetched: float  # that those of a block average over
+    blocks: int  # of a rank
+
+    @classmethod
+    def of(cls, num_samples: int, num_own: int, num_ranks: int, k2: int, block_rows: int) -> _Cut:
+        n, block, blocks = num_samples, _largest_block(num_own, block_rows), -(-num_own // block_rows)
+        met = 2 * block if num_ranks > 1 or blocks > 1 else 0
+        if num_ranks == 2 and blocks == 1:
+            met = 2 * _largest_block(-(-num_own // 2), block_rows)
+        fetched = block + (n - block) * (1 - (1 - block / max(1, n)) ** (k2 - 1))
+        return cls(block, met, fetched, blocks)
 
 
 def _largest_block(rows: int, block_rows: int) -> int:
@@ -180,23 +309,31 @@ def block_sizes(num_own: int) -> list[int]:
 
 
 def choose_block_rows(
-    name: str, num_samples: int, num_own: int, num_ranks: int, num_features: int, search: Search, max_memory: int | None
+    name: str,
+    num_samples: int,
+    num_own: int,
+    num_ranks: int,
+    num_features: int,
+    search: Search,
+    max_memory: int | None,
+    device: Any = "cpu",
 ) -> int:
-    """The most rows of a block with which `max_memory` is enough; ValueError if there are none.
+    """The most rows of a block with which `max_memory`, of the GPU on one, is enough; ValueError if there are none.
 
     Smaller blocks need less but for the rows that are laid out once there is more than one.
     """
     sizes = block_sizes(num_own)
     if max_memory is None:
         return sizes[0]
-    needed = {rows: block_memory(num_samples, num_own, num_ranks, num_features, search, rows) for rows in sizes}
+    case = num_samples, num_own, num_ranks, num_features, search
+    needed = {rows: block_memory(*case, rows, device=device) for rows in sizes}
     for rows in sizes:
         if max(needed[rows].values()) <= max_memory:
             return rows
     rows = min(sizes, key=lambda rows: max(needed[rows].values()))
     stage = max(needed[rows], key=needed[rows].__getitem__)
     raise ValueError(
-        f"{name}: about {format_bytes(needed[rows][stage])} is needed in {stage}, even in blocks of {rows} rows, "
-        f"max_memory allows {format_bytes(max_memory)}; raise it, lower k1={search.k1}, k2={search.k2} or "
-        f"eps={search.eps}, or use more ranks"
+        f"{name}: about {format_bytes(needed[rows][stage])}{' of GPU memory' if on_gpu(device) else ''} is needed in "
+        f"{stage}, even in blocks of {rows} rows, max_memory allows {format_bytes(max_memory)}; raise it, lower "
+        f"k1={search.k1}, k2={search.k2} or eps={search.eps}, or use more ranks"
     )

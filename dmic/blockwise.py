@@ -161,10 +161,11 @@ class Ring:
             nonlocal number, started
             blocks = self.blocks(turn.received)
             for index in range(sum(one is turn for one, _ in steps)):
-                works, _, received = started
+                works, sent, received = started
                 for work in works:
                     work.wait()
-                number += 1
+                del sent
+                number, started = number + 1, None
                 started = begin(number)
                 if index < len(blocks):
                     yield Received(blocks[index], received)
@@ -324,6 +325,7 @@ def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report
             found_y = found.part(y.begin - turn.received.begin, y.end - turn.received.begin)
             for x in ring.blocks(turn.met_by):
                 compare(x, y, both, found_y, torch.minimum(farthest[room:, 0], found_y.farthest()))
+            del both, farthest  # before the next ones come
             give_back()
         return found
 
@@ -413,6 +415,7 @@ def k_reciprocal_encoding(
     for _, received in ring.pass_blocks(list(ring.full_turns()), sent, (num_features,)):
         for y, (of_y,) in received:
             multiply(y, of_y)
+            del of_y
     give_back()
     return ops.k_reciprocal_weights(row_ptr, col_idx, dots, n)
 

@@ -102,8 +102,8 @@ def leading_directions(
 def _orthonormal(columns: torch.Tensor) -> torch.Tensor:
     """Orthonormal columns that span what these span, but for directions in which they hardly reach.
 
-    By a few large products: a QR decomposition has many small steps, at each of which the threads of a busy machine wait
-    for each other, and cannot be interrupted.
+    By a few large products: a QR decomposition has many small steps, at each of which the threads of a busy machine
+    wait for each other, and cannot be interrupted.
     """
     wide = columns.double()
     for _ in range(2):  # the first leaves errors of 1e-4 where columns are short

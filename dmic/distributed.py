@@ -18,7 +18,7 @@ import torch
 
 from . import blockwise, process_group
 from ._version import __version__
-from .block_memory import EDGE_BYTES, MIN_BLOCK_ROWS, Search, choose_block_rows, give_back
+from .block_memory import MIN_BLOCK_ROWS, Search, choose_block_rows, give_back, most_pairs
 from .blockwise import Ring
 from .feature_rows import FeatureRows
 from .process_group import Group, Watch
@@ -57,7 +57,7 @@ def cluster(
         camera_ids, modality_ids: int64 [n] of the same rows, or None on every rank.
         search: the parameters, the same on every rank.
         group: the ranks.
-        max_memory: bytes that this rank may use beyond the features.
+        max_memory: bytes that this rank may use beyond the features, of its GPU if it computes on one.
         progress: called as in `pseudo_labels`.
         files: where finished stages are kept, or None.
 
@@ -82,7 +82,8 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
     try:
         if n and search.k1 > n:
             raise ValueError(f"{name}: k1 must be in [1, N], got k1={search.k1} with N={n}")
-        block_rows = choose_block_rows(name, n, int(counts.max()), len(counts), num_features, search, max_memory)
+        case = n, int(counts.max()), len(counts), num_features, search
+        block_rows = choose_block_rows(name, *case, max_memory, features.device)
     except ValueError as error:
         problem, block_rows = str(error), MIN_BLOCK_ROWS
     agree(name, {}, group, problem)
@@ -131,7 +132,7 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
                 files.save_csr("invariant_expansion", encoding)
         max_pairs = None
         if max_memory is not None:
-            max_pairs = max(0, max_memory - 2 * encoding.nbytes) // (2 * (EDGE_BYTES + 24))
+            max_pairs = most_pairs(max_memory, encoding.nbytes, n, num_own, ring.block_rows, features.device)
         with stage("jaccard_distance"):
             distance = blockwise.jaccard_distance(encoding, search.eps, ring, max_pairs, progress)
         del encoding

@@ -75,8 +75,10 @@ class FeatureRows:
                 file.seek(offset + begin * row_bytes)
                 if rows.numel() and file.readinto(rows.view(torch.uint8).numpy()) != rows.nbytes:
                     raise ValueError(f"{path}: ends before row {end}; it is truncated")
-        rows = rows.to(self.device, non_blocking=True)  # the next block is read while this one is on its way
-        single = rows.to(torch.float32).contiguous() if out is None else out if rows is out else out.copy_(rows)
+        if out is None:  # what comes next is read while this block is on its way to a GPU
+            single = rows.to(self.device, non_blocking=True).to(torch.float32).contiguous()
+        else:
+            single = out if rows is out else out.copy_(rows, non_blocking=True)
         if single.numel() and not all(bound.isfinite() for bound in torch.aminmax(single)):
             bad = (~single.isfinite()).nonzero()[0].tolist()
             value = float(rows[tuple(bad)])

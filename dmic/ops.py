@@ -53,6 +53,8 @@ def _indices(op: str, name: str, array: Any, dtype: torch.dtype, allowed: str = 
     tensor = to_tensor(array, f"{op}: {name}")
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise ValueError(f"{op}: {name} must be integers, got {dtype_name(tensor.dtype)}")
+    if tensor.dtype == dtype and (tensor.numel() == 0 or int(tensor.min()) >= 0):
+        return tensor.contiguous()  # lists of all samples may be all that fits: nothing of their size beside them
     wide = tensor.to(torch.int64)
     bad = (wide < 0) | (wide > torch.iinfo(dtype).max)
     if bad.any():

@@ -19,7 +19,7 @@ import torch
 from . import directions
 from . import process_group as ranks
 from ._arrays import check_device, dtype_name, like, to_integer, to_tensor
-from .block_memory import MemoryEstimate, Search, block_memory, block_sizes, format_bytes
+from .block_memory import GPU_SCRATCH_BYTES, MemoryEstimate, Search, block_memory, block_sizes, format_bytes
 from .constants import NOISE
 from .csr import Csr
 from .feature_rows import FeatureRows
@@ -30,7 +30,6 @@ ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, tor
 NOISE_EPS = 0.8  # the distance from which on pairs of unstructured features are common
 PAIR_BYTES = 24  # one pair while it is found and laid out in both directions
 GPU_PAIR_BYTES = 44  # the same, and as sort keys before it is taken apart
-GPU_SCRATCH_BYTES = 300_000_000  # of the blocks of any kernel, at most
 OUT_OF_MEMORY = re.compile("out of memory|(not enough|can't allocate) memory")  # in an error of ours or of torch's
 ENTRY_BYTES = 8  # one stored entry of a Csr: int32 column, int32 or float32 value
 
@@ -161,9 +160,10 @@ def pseudo_labels(
         k2: how many of them the expansion averages; in [1, k1]; 1 leaves it out, and the ids without effect.
         eps: DBSCAN radius, a Jaccard distance in [0, 1].
         min_samples: neighbours within eps, the sample itself included, that make a core sample.
-        max_memory: bytes beyond the features. If `estimate_memory` says more, the gallery is searched and joined in
-            blocks, as large as fit; if not even small ones do, nothing is computed and ValueError is raised. If there
-            are more pairs within eps than it allows, ValueError is raised while they are counted.
+        max_memory: bytes beyond the features, of the GPU if that computes. If `estimate_memory` says more, the gallery
+            is searched and joined in blocks, as large as fit; if not even small ones do, nothing is computed and
+            ValueError is raised. If there are more pairs within eps than it allows, ValueError is raised while they are
+            counted.
         progress: called as progress(stage, done, total), a few times a second, from the calling thread.
         neighbor_idx: [N, >= k1] integers in [0, N), nearest first, distinct in a row: the result of `knn_graph`, or a
             search of your own. Only the first k1 columns count.
@@ -209,6 +209,7 @@ def pseudo_labels(
     with _explained_out_of_memory(name, None, k1, k2, eps):
         inputs = check_inputs(name, features, camera_ids, modality_ids, neighbor_idx, encoding, distance, k1, k2)
     if _needs_blocks(name, inputs, search, max_memory):
+        del inputs  # ids that were copied to the device are once more
         return _by_blocks(name, features, camera_ids, modality_ids, search, None, None, max_memory, progress)
     back = like(next(given for given in (features, _values(distance), _values(encoding)) if given is not None))
     del features, neighbor_idx, encoding, distance
@@ -494,8 +495,8 @@ def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | N
         return False
     n, d = inputs.num_samples, 0 if inputs.features is None else inputs.features.shape[1]
     alone = inputs.features is not None and inputs.neighbor_idx is None and inputs.encoding is None
-    least = min(max(block_memory(n, n, 1, d, search, rows).values()) for rows in block_sizes(n))
-    if alone and inputs.device.type == "cpu" and least <= max_memory:
+    least = min(max(block_memory(n, n, 1, d, search, rows, device=inputs.device).values()) for rows in block_sizes(n))
+    if alone and least <= max_memory:
         return True
     raise ValueError(
         f"{name}: about {estimate} is needed beyond the features, max_memory allows {format_bytes(max_memory)}; "

@@ -91,6 +91,24 @@ def test_what_blocks_need_is_stated_before_the_work(files, run):
     assert "max_memory allows 100 kB; raise it" in err
 
 
+def test_what_blocks_need_of_a_gpu_is_stated_as_such(files, run, monkeypatch):
+    result = dmic.PseudoLabels(torch.zeros(300, dtype=torch.int64), torch.ones(300, dtype=torch.bool), 1, 0, {})
+    asked = []
+    monkeypatch.setattr("dmic.commands.common.device", lambda _: "cuda:0")
+    monkeypatch.setattr("dmic.commands.cluster.pseudo_labels", lambda *_, **given: asked.append(given) or result)
+    code, out, err = run("cluster", "features.npy", *SETTINGS, "--resume", "stages", "-o", "labels.npz")
+    assert (code, err) == (0, "")
+    case = 300, 300, 1, 33, Search(15, 4, 0.55, 4), 1024
+    most = format_bytes(max(block_memory(*case, device="cuda").values()))
+    about = format_bytes(expected_memory(*case, "cuda").peak_bytes)
+    stated = rf"about {about} \(in \w+\), at most {most} \(in \w+\), in blocks of 1024 rows"
+    assert re.search(rf"^GPU memory beyond the features: {stated}$", out, re.MULTILINE)
+    assert asked[0]["device"] == "cuda:0"
+    code, _, err = run("cluster", "features.npy", *SETTINGS, "--max-memory", "300MB", "-o", "labels.npz")
+    assert code == 2
+    assert "of GPU memory is needed in" in err
+
+
 def test_cluster_without_ids_is_the_classic_pipeline(files, gallery, run):
     assert run("cluster", "features.npy", *SETTINGS, "-o", "labels.npz")[0] == 0
     want = dmic.pseudo_labels(gallery.features, k1=15, k2=4, eps=0.55)

@@ -321,8 +321,27 @@ def test_no_more_memory_is_used_than_estimated(place, settings):
     assert place.peak_of(run) <= limit
     before = place.allocated()
     with pytest.raises(ValueError, match=r"^pseudo_labels: about .* is needed beyond the features, max_memory allows"):
-        dmic.pseudo_labels(features, max_memory=limit - 1, **settings)
+        dmic.pseudo_labels(features, max_memory=10**6, **settings)
     assert place.allocated() == before
+
+
+@pytest.mark.parametrize("settings", [{"k1": 30, "k2": 6, "eps": 0.6}, {"k1": 40, "k2": 32, "eps": 0.6}])
+def test_blocks_use_no_more_memory_than_they_may(place, settings, tmp_path):
+    n, dim = (20_000, 256) if place.device.type == "cuda" else (place.num_samples, place.dim)
+    search = block_memory.Search(**settings, min_samples=4)
+    sizes = block_memory.block_sizes(n)
+    stated = [block_memory.block_memory(n, n, 1, dim, search, rows, device=place.device) for rows in sizes]
+    limit = min(max(stages.values()) for stages in stated)
+    features = torch.from_numpy(gallery(n, dim).features)
+    save_file({"features": features}, tmp_path / "gallery.safetensors")
+    of_file = lambda: dmic.pseudo_labels(  # noqa: E731
+        tmp_path / "gallery.safetensors", device=place.device, max_memory=limit, **settings
+    )
+    want = of_file().labels.cpu()
+    assert place.peak_of(of_file) <= limit
+    on_device = features.to(place.device)
+    assert place.peak_of(lambda: dmic.pseudo_labels(on_device, max_memory=limit, **settings)) <= limit
+    assert torch.equal(dmic.pseudo_labels(features, **settings).labels, want)
 
 
 def test_pairs_that_memory_does_not_allow_are_an_error(place):

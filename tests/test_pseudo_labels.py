@@ -17,6 +17,7 @@ from sklearn.preprocessing import Normalizer
 
 import dmic
 from dmic import Csr, JaccardDBSCAN, estimate_memory, pseudo_labels
+from dmic.block_memory import Search, block_memory, block_sizes
 
 STAGES = ["knn_graph", "k_reciprocal_encoding", "invariant_expansion", "jaccard_distance", "dbscan"]
 K1, K2, EPS = 15, 4, 0.55  # k1 / 2 = 7.5 rounds up to 8, the even neighbour
@@ -358,6 +359,21 @@ def test_no_work_starts_above_the_memory_limit(gallery):
     )
     with pytest.raises(ValueError, match=message):
         pseudo_labels(gallery.features, k1=K1, k2=K2, max_memory=needed - 1, progress=lambda *_: 1 / 0)
+
+
+def test_a_gallery_on_a_gpu_is_clustered_in_blocks_if_only_they_fit():
+    module = sys.modules["dmic.pseudo_labels"]
+    n, dim, search = 10**6, 256, Search(30, 6, 0.6, 4)
+    features = torch.empty(n, dim, device="meta")
+    inputs = module.Inputs(n, torch.device("cuda"), features, None, None, None, None, None)
+    whole = estimate_memory(n, dim, device="cuda").peak_bytes
+    least = min(max(block_memory(n, n, 1, dim, search, b, device="cuda").values()) for b in block_sizes(n))
+    assert least < whole
+    assert not module._needs_blocks("", inputs, search, whole)
+    assert module._needs_blocks("", inputs, search, whole - 1)
+    assert module._needs_blocks("", inputs, search, least)
+    with pytest.raises(ValueError, match="is needed beyond the features"):
+        module._needs_blocks("", inputs, search, least - 1)
 
 
 def test_max_memory_holds_for_a_gallery_with_hubs_too():

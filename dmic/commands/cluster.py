@@ -26,6 +26,7 @@ from ..block_memory import (
     choose_block_rows,
     expected_memory,
     format_bytes,
+    on_gpu,
 )
 from ..constants import NOISE
 from ..feature_rows import OPENERS
@@ -91,13 +92,15 @@ def _run(options: argparse.Namespace, device: str, group: process_group.Group) -
     if in_blocks:
         ranks = process_group.size(group)
         case = num_samples, -(-num_samples // ranks), ranks, num_features, Search(**settings)
-        block_rows = choose_block_rows("pseudo_labels", *case, limit)
-        most = MemoryEstimate(block_memory(*case, block_rows))
-        about = f"about {expected_memory(*case, block_rows)}, at most {most}, in blocks of {block_rows} rows"
-        needed = f"{about}, and some {format_bytes(LIBRARY_BYTES if ranks == 1 else RANK_LIBRARY_BYTES)} of libraries"
+        block_rows = choose_block_rows("pseudo_labels", *case, limit, device)
+        most = MemoryEstimate(block_memory(*case, block_rows, device=device))
+        about = f"about {expected_memory(*case, block_rows, device)}, at most {most}, in blocks of {block_rows} rows"
+        libraries = LIBRARY_BYTES if ranks == 1 else RANK_LIBRARY_BYTES
+        needed = about if on_gpu(device) else f"{about}, and some {format_bytes(libraries)} of libraries"
     if first:
         print(f"{num_samples} samples x {num_features} features ({dtype_name(gallery.features.dtype)})")
-        print(f"memory {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
+        memory = "GPU memory" if on_gpu(device) else "memory"
+        print(f"{memory} {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
     features, own = gallery.features, slice(*process_group.share(num_samples, group))
     shared = {name: None if given is None else given[own] for name, given in ids.items()}
     if in_blocks and options.file.suffix in OPENERS:

@@ -70,6 +70,13 @@ class FailingMemory:
             assert_same_bits(call(), want, f"after allocations {fail} failed")
         return error, sizes
 
+    def begin(self) -> None:
+        """Count what is held from here on."""
+        self._arm(*NEVER, ALL)
+
+    def end(self) -> None:
+        self._disarm()
+
     def peak(self) -> int:
         """The most bytes that were held at a time since this was asked last, or since the last run began."""
         return self._peak()
