@@ -95,16 +95,10 @@ def compute_seconds(case: Case, rank: int, rates: Rates) -> dict[str, float]:
 
 def memory(case: Case, on_gpu: bool = False) -> dict[str, float]:
     """Bytes of every stage beyond the features, of the rank with most rows, with the means of the case."""
-    own, k1, d = max(case.rows()), case.k1, case.dim
-    search = Search(k1, case.k2, EPS, MIN_SAMPLES)
+    own, search = max(case.rows()), Search(case.k1, case.k2, EPS, MIN_SAMPLES)
     lengths = Lengths(case.encoding_length, case.expanded_length, case.num_pairs)
-    held = block_memory(case.num_samples, own, case.ranks, d, search, case.block_rows, lengths)
-    if on_gpu:
-        turns = list(case.ring(0).half_turns())
-        block = max(len(rows) for rows in case.ring(0).blocks(case.ring(0).own))
-        scratch = 2 * block * (8 * max(256, 3 * k1 + 64) + 64 + 2 * d + 8 * k1) + 256e6
-        held["knn_graph"] = (16 if turns else 8) * k1 * own + 4 * d * (8 if turns else 4) * block + scratch
-    return held
+    device = "cuda" if on_gpu else "cpu"
+    return block_memory(case.num_samples, own, case.ranks, case.dim, search, case.block_rows, lengths, device)
 
 
 # What a core of a CPU takes, fitted to measurements

@@ -120,7 +120,6 @@ def block_memory(
             found + (0 if alone else 2 * found + 6 * d * met) + merge_memory(block, k1),
         ],
         "k_reciprocal_encoding": [
-            0 if alone else 2 * lists + 4 * k1 * own,  # gathered twice: in one, and in parts
             lists + encoding * own + (16 + 8 * threads) * n,
             lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 4),
             lists + encoding * 3 * own,
@@ -161,7 +160,6 @@ def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut
             0 if alone else 3 * found + _gpu_merge_memory(own, k1) + (12 * d + 8 * k1) * block,
         ],
         "k_reciprocal_encoding": [
-            0 if alone else 2 * lists + 4 * k1 * own,  # gathered twice: in one, and in parts
             lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 5),
             lists + encoding * 3 * own + 16 * own,
         ],

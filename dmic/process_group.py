@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 Group = dist.ProcessGroup | None
+GATHERED_BYTES = 1 << 23  # of all ranks at a time
 TIMEOUT = timedelta(hours=2)  # how long one rank may decode, cluster, score or write before the others give up on it
 LOST = re.compile(r"gloo/|NCCL|[Cc]onnection (reset|closed|refused|was)", re.ASCII)
 
@@ -129,7 +130,10 @@ def all_gather_rows(rows: torch.Tensor, group: Group) -> torch.Tensor:
     whole = torch.empty((int(sum(counts)), *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
     parts = whole.split([int(n) for n in counts])
     if len(set(map(len, parts))) == 1:
-        dist.all_gather(list(parts), rows.detach().contiguous(), group=group)
+        step = max(1, GATHERED_BYTES // max(1, whole[: size(group)].nbytes))  # rows of a rank
+        for begin in range(0, len(rows), step):  # the backend holds what it gathers twice
+            piece = rows[begin : begin + step].detach().contiguous()
+            dist.all_gather([part[begin : begin + step] for part in parts], piece, group=group)
         return whole
     parts[rank(group)].copy_(rows.detach())
     for source, part in enumerate(parts):

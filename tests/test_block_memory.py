@@ -185,7 +185,8 @@ def test_a_gpu_holds_other_things(threads):
     assert gpu.keys() == block_memory(*case).keys()
     assert all(needed > formulas.GPU_SCRATCH_BYTES for needed in gpu.values())
     assert expected_memory(*case, "cuda").peak_bytes < max(gpu.values())
-    assert search_memory(65536, 131072, 256, 40, 8, "cuda") > 131072 * 8 * 256, "room for the candidates of a row"
+    met = 2 * 65536
+    assert search_memory(10**6, 65536, met, 256, 40, 3, "cuda") > met * 8 * 256, "room for the candidates of a row"
     threads(2)
     assert block_memory(*case, device="cuda:1") == gpu, "no thread has scratch"
     assert "invariant_expansion" not in block_memory(*case[:4], Search(40, 1, 0.6, 4), 65536, device="cuda")

@@ -93,6 +93,7 @@ def cluster(memory: FailingMemory, case: Case, path: Path, ids: dict, group: pro
             blockwise, **{name: watched(memory, found, name, getattr(blockwise, name)) for name in STAGES}
         ),
         mock.patch("dmic.distributed.choose_block_rows", return_value=case.block_rows),
+        mock.patch.object(process_group, "GATHERED_BYTES", 4096),  # in proportion to these galleries
     ):
         memory.begin()
         result = pseudo_labels(path, **ids, **case.search, process_group=group)
