@@ -31,9 +31,10 @@ MANY = 64
 
 def case_for(options: argparse.Namespace, num_samples: int, ranks: int) -> Case:
     own = -(-num_samples // ranks)
-    if options.device == "cpu" and options.max_memory:
-        search = Search(options.k1, options.k2, 0.6, 4)
-        rows = choose_block_rows("ring_model", num_samples, own, ranks, options.dim, search, int(options.max_memory))
+    if options.max_memory:
+        search, device = Search(options.k1, options.k2, 0.6, 4), "cuda" if options.device == "gpu" else "cpu"
+        size = num_samples, own, ranks, options.dim, search
+        rows = choose_block_rows("ring_model", *size, int(options.max_memory), device)
     else:
         rows = max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, own))
     means = {name: getattr(options, name) for name in ("encoding_length", "expanded_length", "num_pairs", "rounds")}
@@ -121,7 +122,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--ranks", type=int, default=8)
     options.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="of a rank")
     options.add_argument("--threads", type=int, default=1, help="of a rank on a CPU")
-    options.add_argument("--max-memory", type=float, help="bytes of a rank on a CPU, which decide how large blocks are")
+    options.add_argument("--max-memory", type=float, help="bytes of a rank, which decide how large blocks are")
     options.add_argument("--gigabytes-per-second", type=float, default=25, help="of the link of a rank, each way")
     options.add_argument("--microseconds", type=float, default=20, help="that a message takes, one way")
     options.add_argument("--slow-rank", nargs="*", default=[], metavar="RANK:SPEED", help="1 is as fast as the others")

@@ -149,8 +149,8 @@ def test_a_block_travels_while_the_one_before_is_compared(transfer):
     met = 2 * n  # rows of a block that meets the two of a rank
     rates = {**FREE, "k_reciprocal_encoding": Cost(met=1 / met)}
     found = replay(case, rates, lambda a, b: link)
-    turn = transfer + max(1, transfer) + 1
-    assert found.seconds["k_reciprocal_encoding"] == pytest.approx(2 + 2 * turn)
+    waits = transfer + 3 * max(1, transfer) + 1  # across the two turns, too
+    assert found.seconds["k_reciprocal_encoding"] == pytest.approx(2 + waits)
 
 
 # What was measured
