@@ -100,9 +100,13 @@ class _Pending(NamedTuple):
 
 
 def _begin(operations: list[SimpleNamespace]) -> list[_Pending]:
-    group = operations[0].group
-    to = [(one.group_peer, one.tensor.nbytes) for one in operations if one.op == "isend"]
-    return [_Pending(group, group.post(to, [one.group_peer for one in operations if one.op == "irecv"]))]
+    """What goes to one rank goes as one message."""
+    group, to = operations[0].group, Counter()
+    for one in operations:
+        if one.op == "isend":
+            to[one.group_peer] += one.tensor.nbytes
+    sources = {one.group_peer for one in operations if one.op == "irecv"}
+    return [_Pending(group, group.post([*to.items()], [*sources]))]
 
 
 def _operation(op: str, tensor: torch.Tensor, group: Recorder, group_peer: int) -> SimpleNamespace:
