@@ -125,11 +125,13 @@ class Measured(NamedTuple):
 
 
 def measured_in_blocks(document: dict[str, Any] | None = None) -> list[Measured]:
-    """The runs of benchmarks/results/scale.json."""
+    """The runs of benchmarks/results/scale.json with the best instructions that the machine has."""
     document = document or json.loads((RESULTS / "scale.json").read_text())
     cores = document["machine"]["cores"]
     runs = []
     for run in document["runs"]:
+        if run["simd"]:
+            continue
         n, ranks = run["num_samples"], run["ranks"]
         search = Search(run["k1"], run["k2"], EPS, MIN_SAMPLES)
         block_rows = choose_block_rows("ring_model", n, -(-n // ranks), ranks, run["dim"], search, run["max_memory"])
@@ -233,7 +235,7 @@ def gpu_rates(case: Case) -> Rates:
     # A block brings a row new neighbours in proportion to its share of what the row has seen: 1, 1/2, 1/3, ... of k1.
     blocks = sum(len(case.ring(rank).blocks(case.ring(rank).own)) for rank in range(case.ranks))
     scored = seconds("knn_graph", size, finish) * (1 + math.log(blocks))
-    merged = 2 * 2 * 8 * case.k1 * PASSES / memory_rate
+    merged = 2 * 8 * case.k1 * (PASSES + 4) / memory_rate  # keys are made, mirrored and taken apart, too
     joined = ("join", "mirror", "unpack", "diagonal", "diagonal_lengths")
     return {
         "knn_graph": Cost(

@@ -26,6 +26,7 @@ from rich.table import Table
 
 import dmic
 from dmic import process_group
+from dmic._native import set_simd_level
 from dmic.block_memory import LIBRARY_BYTES, Search, block_memory, choose_block_rows, expected_memory
 from dmic.commands.cluster import parse_bytes
 
@@ -39,6 +40,7 @@ FILES = ("features", "camera_ids", "modality_ids", "person_ids")
 def run_rank(folder: Path, out: Path, settings: dict) -> None:
     """What one rank does, and what it took; every rank of a run is started with the same arguments."""
     torch.set_num_threads(settings.pop("threads"))
+    set_simd_level(settings.pop("simd"))
     with process_group.started("cpu") as group:
         ids = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("camera_ids", "modality_ids")}
         measuring.trim()
@@ -99,6 +101,9 @@ def main() -> None:
     parser.add_argument("--images-per-identity", type=int, default=10)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=int, default=1, help="of each rank")
+    parser.add_argument(
+        "--simd", help="instructions to use in place of the best ones here, such as avx512 where AMX is"
+    )
     parser.add_argument("--max-memory", type=parse_bytes, default=parse_bytes("4GB"))
     parser.add_argument("--k1", type=int, default=30)
     parser.add_argument("--k2", type=int, default=6)
@@ -120,6 +125,7 @@ def main() -> None:
         person_ids = gallery.person_ids
         del gallery
         settings = {"k1": options.k1, "k2": options.k2, "max_memory": options.max_memory, "threads": options.threads}
+        settings["simd"] = options.simd
         case = {"num_samples": options.num_samples, "dim": options.dim, **settings}
         case["images_per_identity"] = options.images_per_identity
         search = Search(options.k1, options.k2, eps=0.6, min_samples=4)
@@ -165,7 +171,7 @@ def write(path: Path, rows: list[dict]) -> None:
     kept = json.loads(path.read_text()) if path.exists() else {"runs": []}
     if any(kept.get(name) != value for name, value in about.items()):
         kept = {**about, "runs": []}
-    keys = ("num_samples", "dim", "ranks", "threads", "max_memory")
+    keys = ("num_samples", "dim", "ranks", "threads", "max_memory", "simd")
     new = {tuple(row[key] for key in keys) for row in rows}
     kept["runs"] = [row for row in kept["runs"] if tuple(row[key] for key in keys) not in new] + rows
     path.write_text(json.dumps(kept, indent=1) + "\n")

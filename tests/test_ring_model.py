@@ -180,7 +180,7 @@ def test_what_is_stated_before_the_work_is_right_within_a_fifth(tmp_path, n, dim
         np.save(tmp_path / f"{name}.npy", getattr(made, name))
     max_memory = parse_bytes(limit)
     _, about = scale.estimate(n, 1, dim, Search(30, 6, 0.6, 4), max_memory, threads=1)
-    measured, _ = scale.run(tmp_path, 1, {"k1": 30, "k2": 6, "max_memory": max_memory, "threads": 1})
+    measured, _ = scale.run(tmp_path, 1, {"k1": 30, "k2": 6, "max_memory": max_memory, "threads": 1, "simd": None})
     assert max(measured["peak_bytes"]) == pytest.approx(about, rel=0.2)
     assert max(measured["peak_bytes"]) <= max_memory + LIBRARY_BYTES
 
