@@ -116,7 +116,7 @@ def block_memory(
     workers = threads * (7_000_000 + 2_000 * d)
     stages = {
         "knn_graph": [
-            found + (0 if alone else found) + search_memory(n, block, met, d, k1, copies=1.5 if alone else 3),
+            found + (0 if alone else found) + search_memory(n, block, met, d, k1, copies=1 if alone else 2.5),
             found + (0 if alone else 2 * found + 6 * d * met) + merge_memory(block, k1),
         ],
         "k_reciprocal_encoding": [
@@ -143,8 +143,7 @@ def block_memory(
 def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut, lengths: Lengths) -> dict[str, int]:
     """`block_memory` of the kernels of `csrc/cuda`, and of torch between them.
 
-    Of features that take 4 bytes a value or fewer where they are stored. Tests measure all but what torch takes only on
-    a GPU, to sort.
+    Tests measure all but what torch takes only on a GPU, to sort.
     """
     k1, k2 = search.k1, search.k2
     block, met, fetched, blocks = cut
@@ -156,7 +155,7 @@ def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut
     stages = {
         "knn_graph": [
             (found if alone else 2 * found)
-            + search_memory(n, block, met, d, k1, copies=1.5 if alone else 3, device="cuda"),
+            + search_memory(n, block, met, d, k1, copies=1 if alone else 2.5, device="cuda"),
             0 if alone else 3 * found + _gpu_merge_memory(own, k1) + (12 * d + 8 * k1) * block,
         ],
         "k_reciprocal_encoding": [
@@ -208,8 +207,7 @@ def search_memory(
     """Bytes of `blockwise.knn_graph` beside the lists: a block with itself, and two with `met` rows that meet.
 
     Args:
-        copies: of the features of two blocks that meet: theirs, what is under way meanwhile, and one that is read from
-            a file of float16.
+        copies: of the features of two blocks that meet: theirs, and what is under way meanwhile.
         device: where the blocks are.
     """
     if on_gpu(device):

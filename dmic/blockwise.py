@@ -161,11 +161,11 @@ class Ring:
             nonlocal number, started
             blocks = self.blocks(turn.received)
             for index in range(sum(one is turn for one, _ in steps)):
-                works, sent, received = started
-                for work in works:
-                    work.wait()
-                del sent
-                number, started = number + 1, None
+                (works, sent, received), started = started, None
+                while works:  # which hold on to what they sent
+                    works.pop().wait()
+                sent.clear()
+                number += 1
                 started = begin(number)
                 if index < len(blocks):
                     yield Received(blocks[index], received)

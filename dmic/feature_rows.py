@@ -13,6 +13,7 @@ import torch
 
 from ._arrays import dtype_name, to_tensor
 
+PIECE_BYTES = 1 << 22  # of rows of another dtype than float32 that are converted at a time
 SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 
@@ -62,6 +63,16 @@ class FeatureRows:
         Raises:
             ValueError: a value is not finite, or does not fit float32.
         """
+        if self.dtype == torch.float32:
+            return self._read(begin, end, out)
+        out = torch.empty(end - begin, self.shape[1], device=self.device) if out is None else out
+        step = max(1, PIECE_BYTES // max(1, self.shape[1] * self.dtype.itemsize))
+        for first in range(begin, end, step):
+            last = min(end, first + step)
+            self._read(first, last, out[first - begin : last - begin])
+        return out
+
+    def _read(self, begin: int, end: int, out: torch.Tensor | None) -> torch.Tensor:
         to_gpu = self.device.type == "cuda"
         if self.in_memory:
             rows = self.source[begin:end]

@@ -17,6 +17,7 @@ from forked_ranks import ForkedRanks
 from generators import gallery as generate
 
 import dmic
+from dmic import feature_rows
 from dmic.process_group import Watch
 
 N, D = 420, 32
@@ -266,10 +267,11 @@ def test_a_rank_that_hangs_ends_the_job_within_the_timeout(ranks, gallery, tmp_p
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_file_gives_the_labels_of_the_array(tmp_path, suffix, dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_a_file_gives_the_labels_of_the_array(tmp_path, monkeypatch, suffix, dtype):
     from safetensors.torch import save_file
 
+    monkeypatch.setattr(feature_rows, "PIECE_BYTES", 10_000)
     made = clustered_gallery(1500, D)
     features = torch.as_tensor(made.pop("features")).to(dtype)
     path = tmp_path / f"features{suffix}"
@@ -283,6 +285,21 @@ def test_a_file_gives_the_labels_of_the_array(tmp_path, suffix, dtype):
     assert torch.equal(found.core_mask, want.core_mask)
     assert (found.num_clusters, found.num_outliers) == (want.num_clusters, want.num_outliers)
     assert found.num_clusters > 5
+
+
+@pytest.mark.parametrize("out", [None, torch.empty(60, 3)])
+def test_rows_of_another_dtype_are_read_in_pieces(tmp_path, monkeypatch, out):
+    monkeypatch.setattr(feature_rows, "PIECE_BYTES", 7 * 3 * 8)
+    values = np.random.default_rng(0).standard_normal((100, 3))
+    np.save(tmp_path / "features.npy", values)
+    rows = feature_rows.FeatureRows.of("test", tmp_path / "features.npy")
+    read = rows.read(20, 80, out)
+    assert torch.equal(read, torch.from_numpy(values[20:80].astype(np.float32)))
+    assert out is None or read is out
+    values[33, 1] = 1e300
+    np.save(tmp_path / "features.npy", values)
+    with pytest.raises(ValueError, match=r"finite in float32, got 1e\+300 at row 33, column 1"):
+        rows.read(20, 80, out)
 
 
 def test_max_memory_makes_blocks(tmp_path):

@@ -160,7 +160,8 @@ def test_runs_over_ranks_are_predicted_from_the_other_runs():
     document = json.loads((RESULTS / "scale.json").read_text())
     runs = measured_in_blocks(document)
     assert len(runs) > 4
-    for number, (run, row) in enumerate(zip(runs, document["runs"], strict=True)):
+    rows = [row for row in document["runs"] if row["simd"] is None]
+    for number, (run, row) in enumerate(zip(runs, rows, strict=True)):
         rates = fit(runs[:number] + runs[number + 1 :])
         rates = {stage: times(cost, 1 / run.cores) for stage, cost in rates.items()}
         found = replay(run.case, rates, lambda a, b: Link(1e9, 1e-4))
