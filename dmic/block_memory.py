@@ -114,14 +114,15 @@ def block_memory(
     lists, found = 4 * k1 * n, 8 * k1 * own
     encoding, expanded, pairs = ENTRY_BYTES * lengths.encoding, ENTRY_BYTES * lengths.expanded, lengths.pairs * own
     workers = threads * (7_000_000 + 2_000 * d)
+    passing = 2 if alone or (num_ranks == 2 and blocks == 1) else 4  # blocks that meet, and others on their way
     stages = {
         "knn_graph": [
-            found + (0 if alone else found) + search_memory(n, block, met, d, k1, copies=1 if alone else 2.5),
-            found + (0 if alone else 2 * found + 6 * d * met) + merge_memory(block, k1),
+            found + (0 if alone else found) + search_memory(n, block, met, d, k1, copies=1 if alone else 2),
+            found + (0 if alone else 2 * found + 4 * d * met) + merge_memory(block, k1),
         ],
         "k_reciprocal_encoding": [
             lists + encoding * own + (16 + 8 * threads) * n,
-            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 4),
+            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * passing,
             lists + encoding * 3 * own,
         ],
         "invariant_expansion": [
@@ -159,7 +160,7 @@ def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut
             0 if alone else 3 * found + _gpu_merge_memory(own, k1) + (12 * d + 8 * k1) * block,
         ],
         "k_reciprocal_encoding": [
-            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 5),
+            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 4),
             lists + encoding * 3 * own + 16 * own,
         ],
         "invariant_expansion": [
@@ -207,7 +208,8 @@ def search_memory(
     """Bytes of `blockwise.knn_graph` beside the lists: a block with itself, and two with `met` rows that meet.
 
     Args:
-        copies: of the features of two blocks that meet: theirs, and what is under way meanwhile.
+        copies: of the features of two blocks that meet: theirs, and what is under way meanwhile, with the room in front
+            of it on a GPU; a CPU has no pages of that yet.
         device: where the blocks are.
     """
     if on_gpu(device):

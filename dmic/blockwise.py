@@ -133,16 +133,9 @@ class Ring:
             load: what is sent of some rows, float32 [rows, width] for each of `widths`.
             room: rows that are left free in front of those received.
         """
-        steps = [
-            (turn, index)
-            for turn in turns
-            for index in range(max(len(self.blocks(turn.sent)), len(self.blocks(turn.received))))
-        ]
+        group = self.group
 
-        def begin(number: int) -> tuple[list[dist.Work], list[torch.Tensor], list[torch.Tensor]]:
-            if number == len(steps):
-                return [], [], []
-            turn, index = steps[number]
+        def begin(turn: Turn, index: int) -> tuple[list[dist.Work], list[torch.Tensor], list[torch.Tensor]]:
             blocks_sent, blocks_received = self.blocks(turn.sent), self.blocks(turn.received)
             sent, received = [], []
             if index < len(blocks_sent):
@@ -150,28 +143,32 @@ class Ring:
             if index < len(blocks_received):
                 rows = room + len(blocks_received[index])
                 received = [torch.empty(rows, width, device=self.device) for width in widths]
-            group = self.group
             operations = [dist.P2POp(dist.isend, t, group=group, group_peer=turn.to) for t in sent]
             operations += [dist.P2POp(dist.irecv, t[room:], group=group, group_peer=turn.source) for t in received]
             return dist.batch_isend_irecv(operations) if operations else [], sent, received
 
-        number, started = 0, begin(0)
+        started = None
 
-        def of_turn(turn: Turn) -> Iterator[Received]:
-            nonlocal number, started
+        def of_turn(turn: Turn, following: Turn | None) -> Iterator[Received]:
+            nonlocal started
             blocks = self.blocks(turn.received)
-            for index in range(sum(one is turn for one, _ in steps)):
-                (works, sent, received), started = started, None
+            count = max(len(self.blocks(turn.sent)), len(blocks))
+            for index in range(count):
+                (works, sent, received), started = started or begin(turn, index), None
                 while works:  # which hold on to what they sent
                     works.pop().wait()
                 sent.clear()
-                number += 1
-                started = begin(number)
+                if index + 1 < count:
+                    started = begin(turn, index + 1)
+                elif following is not None:  # and no turn beyond: all ranks post in one order, as NCCL needs it
+                    started = begin(following, 0)
                 if index < len(blocks):
                     yield Received(blocks[index], received)
+            if count == 0 and following is not None:
+                started = begin(following, 0)
 
-        for turn in turns:
-            yield turn, of_turn(turn)
+        for turn, following in pairwise([*turns, None]):
+            yield turn, of_turn(turn, following)
 
     def swap(self, tensors: list[torch.Tensor], to: int, source: int) -> list[torch.Tensor]:
         """Send tensors of any length to one rank and receive as many, of the same dtypes and columns, from another."""
@@ -244,9 +241,8 @@ class Lists:
             numbered = number[others[0].long()] if isinstance(number, torch.Tensor) else others[0] + number
             numbered = torch.where(others[0] < 0, others[0], numbered)
             nearest = _keys(*mine)
-            last = nearest[
-                :, nearest.shape[1] - width :
-            ]  # of all that both have, one of each pair is among the nearest
+            # the farthest of these against the nearest of the others: the nearer of each pair is among the nearest
+            last = nearest[:, nearest.shape[1] - width :]
             torch.minimum(last, _keys(numbered, others[1]).flip(1), out=last)
             low, high = _sort_rows(nearest).view(torch.int32).unflatten(1, (-1, 2)).unbind(2)
             mine[0].copy_(low)

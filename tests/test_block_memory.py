@@ -110,7 +110,7 @@ def test_a_rank_has_room_for_what_others_send():
     assert stages["knn_graph"] > 2 * 8 * own * k1
     block = 4 * 5_000 * 50_000
     stages = block_memory(10**5, 50_000, 2, 50_000, SEARCH, 5_000)
-    assert stages["knn_graph"] >= 5 * block, "two blocks that meet, room for the next two, and one that is sent"
+    assert stages["knn_graph"] > 4 * block, "two blocks that meet, and one under way in either direction"
     assert stages["k_reciprocal_encoding"] > 4 * block, "two blocks, and one under way in either direction"
 
 

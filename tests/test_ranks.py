@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from forked_ranks import ForkedRanks
 from generators import gallery as generate
 
 import dmic
-from dmic import feature_rows
+from dmic import blockwise, feature_rows
 from dmic.process_group import Watch
 
 N, D = 420, 32
@@ -340,3 +341,26 @@ def test_a_truncated_file_is_named(tmp_path):
     (tmp_path / "bad.safetensors").write_bytes(whole)
     with pytest.raises(ValueError, match=r"bad\.safetensors: not a readable .safetensors file"):
         dmic.pseudo_labels(tmp_path / "bad.safetensors", k1=2, k2=1)
+
+
+@pytest.mark.parametrize("rank", range(7))
+def test_no_rank_posts_beyond_the_next_turn(monkeypatch, rank):
+    """Also one whose turns are empty: where messages block in their order, as NCCL's do, all need the same one."""
+    posted = []
+    of_nobody = SimpleNamespace(isend="isend", irecv="irecv", P2POp=lambda *_, **peer: peer["group_peer"])
+    of_nobody.batch_isend_irecv = lambda operations: posted.extend(operations) or []
+    monkeypatch.setattr(blockwise, "dist", of_nobody)
+    group = SimpleNamespace(rank=lambda: rank, size=lambda: 7)
+    ring = blockwise.Ring(group, (0, 0, 0, 90, 90, 90, 90, 200), 60, torch.device("meta"))
+    turns, met = list(ring.full_turns()), []
+
+    def load(rows):
+        return [torch.empty(len(rows), 4, device="meta")]
+
+    for number, (_, received) in enumerate(ring.pass_blocks(turns, load, (4,))):
+        for rows, (block,) in received:
+            assert len(block) == len(rows)
+            met.append(rows)
+        near = turns[: number + 2]
+        assert set(posted) <= {peer for one in near for peer in (one.to, one.source)}
+    assert [len(rows) for rows in met] == [len(rows) for turn in turns for rows in ring.blocks(turn.received)]

@@ -84,8 +84,9 @@ struct SimdKernels {
   int64_t (*filter)(const float* scores, int32_t row, int64_t begin, int64_t cols, const TileFilter& filter,
                     TileHit* hits);
 
-  // Bounds of norm + keys[t], a distance from a sample of that squared norm to sample idx[t], whose key is |y|^2 - 2 x.y as
-  // `filter` computes it (its row score, negated): off by reach |y| (reach <= |x|) and kKeyError of both squared norms.
+  // Bounds of norm + keys[t], a distance from a sample x of that squared norm to sample y = idx[t], whose key is
+  // |y|^2 - 2 x.y as `filter` computes it (its row score, negated): off by reach |y|, with reach <= |x|, and by kKeyError
+  // of both squared norms.
   void (*bounds)(const float* keys, const int32_t* idx, int64_t count, const float* length, float norm, float reach,
                  float* lower, float* upper);
 

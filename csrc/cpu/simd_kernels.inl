@@ -97,8 +97,8 @@ int64_t filter(const float* scores, int32_t row, int64_t begin, int64_t cols, co
   return found;
 }
 
-void bounds(const float* keys, const int32_t* idx, int64_t count, const float* length, float norm, float reach, float* lower,
-            float* upper) {
+void bounds(const float* keys, const int32_t* idx, int64_t count, const float* length, float norm, float reach,
+            float* lower, float* upper) {
   for (int64_t t = 0; t < count; ++t) {
     const float y = length[idx[t]], distance = norm + keys[t];
     const float error = reach * y + kKeyError * (norm + y * y) + 8 * static_cast<float>(kTileUnderflow);
