@@ -214,7 +214,7 @@ def search_memory(
     """
     if on_gpu(device):
         return _gpu_search_memory(block, met, num_features, k1, copies)
-    candidates, found = ENTRY_BYTES * (3 * k1 + 64) + 40, ENTRY_BYTES * k1
+    candidates, found = ENTRY_BYTES * (2 * k1 + 32) + 40, ENTRY_BYTES * k1
     directed = directions.scratch_bytes(num_samples, num_features)
     sketch = 4 * (directions.most(num_features) + 1) if directed else 0
     alone = 4 * num_features + found + candidates + (sketch + 4 * k1 if sketch else 0)

@@ -97,7 +97,7 @@ def estimate_memory(
     n, on_gpu = num_samples, torch.device(device).type == "cuda"
     features = 4 * n * num_features if copy_features or (on_gpu and num_features % 8) else 0
     neighbors = 4 * n * k1
-    candidates = n * (ENTRY_BYTES * (3 * k1 + 64) + 40)
+    candidates = n * (ENTRY_BYTES * (2 * k1 + 32) + 40)
     searched = directions.scratch_bytes(n, num_features)
     if searched:
         candidates += 4 * n * (directions.most(num_features) + 1 + k1)

@@ -19,7 +19,7 @@
 //
 // Operations: N^2 d multiply-adds / 2 and 256 N d for first thresholds, plus about 1.1 k1 N canonical dot products of d;
 // with directions N^2 (m + 1) + N d m, plus k1 N canonical dot products and one for each pair that only the bound
-// proposes; with a split, the product of its sides for N^2 / 2. Scratch: 8 (3 k1 + 64) N + 36 N bytes, with directions
+// proposes; with a split, the product of its sides for N^2 / 2. Scratch: 8 (2 k1 + 32) N + 36 N bytes, with directions
 // 4 (m + 1 + k1) N more, 2 KB x d for a while, and about 7 MB + 2 KB x d per thread.
 #include "../ops/knn_graph.h"
 
@@ -57,7 +57,8 @@ constexpr int64_t kSketchRoom = 48;                  // entries beyond k1 after 
 constexpr double kMaxSkew = 1.0 / 16;                // of directions that are not quite orthonormal
 constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
 constexpr double kBf16Rounding = 0x1p-8;             // of bfloat16
-constexpr int64_t kSampleRows = 32, kSampleCols = 1024, kSamplePlace = 8;  // decide whether bfloat16 is enough
+constexpr int64_t kSampleRows = 32, kSampleCols = 1024, kSamplePlace = 8;  // decide whether bfloat16 is enough,
+constexpr int64_t kMostPassed = 4;                   // which lets pass at most so many pairs in place of one
 constexpr int64_t kFirstCols = 256, kFirstFrom = 4096;  // samples that give the first thresholds, from so many rows on
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -122,7 +123,7 @@ class Search {
         d_(d),
         k1_(k1),
         width_(num_directions ? num_directions + 1 : 0),
-        capacity_(std::min(rows, 3 * k1 + 64)),
+        capacity_(std::min(rows, 2 * k1 + 32)),
         room_(width_ ? std::min(capacity_, k1 + kSketchRoom) : capacity_),
         approximate_(approximate),
         bf16_(kernels_.bf16),
@@ -241,7 +242,7 @@ class Search {
     return 1.02 * bf16_tile_error(count) + most * (2 + most);
   }
 
-  // Whether the error of bfloat16 lets no more pairs pass than lists hold: a sample of pairs shows how many more are as
+  // Whether the error of bfloat16 lets so few pairs pass that it is faster: a sample shows how many more of them are as
   // near as the k1-th nearest but for the error, or as the kSamplePlace-th of the sample where that is farther.
   bool bf16_is_enough(Progress& progress) const {
     if (rows_ <= capacity_) return true;
@@ -268,7 +269,7 @@ class Search {
     });
     progress.check();
     const int64_t pairs = std::accumulate(passed.begin(), passed.end(), int64_t{0});
-    return pairs * k1_ <= capacity_ * queries * place;
+    return pairs <= kMostPassed * queries * place;
   }
 
   double scaled_norm(int64_t i) const { return norm_sq_[i] * scale_sq_; }
