@@ -21,6 +21,7 @@ from dmic.blockwise import Ring, Rows
 from . import costs
 from .traffic import STAGES, Case
 
+DIM = 256  # of the runs that costs are fitted to
 EPS, MIN_SAMPLES = 0.6, 4  # of the runs; without effect on what is computed but through the means of a case
 RESULTS = Path(__file__).parent / "results"
 
@@ -124,13 +125,15 @@ class Measured(NamedTuple):
     cores: float
 
 
-def measured_in_blocks(document: dict[str, Any] | None = None) -> list[Measured]:
-    """The runs of benchmarks/results/scale.json with the best instructions that the machine has."""
+def measured_in_blocks(
+    document: dict[str, Any] | None = None, simd: str | None = None, dim: int = DIM
+) -> list[Measured]:
+    """The runs of benchmarks/results/scale.json with these instructions, or the best that the machine has."""
     document = document or json.loads((RESULTS / "scale.json").read_text())
     cores = document["machine"]["cores"]
     runs = []
     for run in document["runs"]:
-        if run["simd"]:
+        if (run["simd"], run["dim"]) != (simd, dim):
             continue
         n, ranks = run["num_samples"], run["ranks"]
         search = Search(run["k1"], run["k2"], EPS, MIN_SAMPLES)
@@ -171,12 +174,28 @@ def fit(runs: list[Measured], columns: dict[str, tuple[str, ...]] = COLUMNS) -> 
     return rates
 
 
+def times_as_long(rates: Rates, runs: list[Measured]) -> float:
+    """What a pair of the search takes in runs with other instructions: only those pairs depend on them."""
+    search, found = rates["knn_graph"], []
+    for run in runs:
+        done = _slowest(run.case, "knn_graph")
+        rest = done.seconds(replace(search, pair=0))
+        found.append((run.stages["knn_graph"] * run.cores - rest) / (done.pairs * search.pair))
+    return float(np.mean(found))
+
+
 def _slowest(case: Case, stage: str) -> Work:
     return max((work(case, rank)[stage] for rank in range(case.ranks)), key=sum)
 
 
-def core_rates(case: Case, blocked: list[Measured] | None = None, whole: list[Measured] | None = None) -> Rates:
-    """Seconds of a core, for features that vary in few directions, as networks' do (`dmic/directions.py`).
+def core_rates(
+    case: Case,
+    blocked: list[Measured] | None = None,
+    whole: list[Measured] | None = None,
+    others: list[Measured] | None = None,
+) -> Rates:
+    """Seconds of a core, for features that vary in few directions, as networks' do (`dmic/directions.py`), with the
+    instructions of `blocked` and `whole`, or of the runs `others`.
 
     The search and the encoding are linear in d between what was measured at two of them, their rows in k1; expansion
     and join are linear in k2, by their times in suite.json.
@@ -199,6 +218,9 @@ def core_rates(case: Case, blocked: list[Measured] | None = None, whole: list[Me
     )
     for stage, more in (("invariant_expansion", 2), ("jaccard_distance", 3)):
         found[stage] = times(narrow[stage], (case.k2 + more) / (low.k2 + more))
+    if others:
+        search = found["knn_graph"]
+        found["knn_graph"] = replace(search, pair=search.pair * times_as_long(narrow, others))
     return found
 
 

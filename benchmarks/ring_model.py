@@ -19,7 +19,7 @@ from rich.table import Table
 from dmic.block_memory import MAX_BLOCK_ROWS, MIN_BLOCK_ROWS, Search, choose_block_rows
 
 from . import costs
-from .ring_costs import Rates, compute_seconds, core_rates, gpu_rates, memory, times
+from .ring_costs import Rates, compute_seconds, core_rates, gpu_rates, measured_in_blocks, memory, times
 from .ring_replay import Link, Links, Replayed, replay, replay_in_step
 from .traffic import STAGES, Case, sent_bytes
 
@@ -41,10 +41,11 @@ def case_for(options: argparse.Namespace, num_samples: int, ranks: int) -> Case:
     return Case.even(num_samples, ranks, rows, options.dim, k1=options.k1, k2=options.k2, **means)
 
 
-def rates_for(case: Case, device: str, threads: int) -> Rates:
+def rates_for(case: Case, device: str, threads: int, simd: str) -> Rates:
     if device == "gpu":
         return gpu_rates(case)
-    return {stage: times(cost, 1 / threads) for stage, cost in core_rates(case).items()}
+    others = measured_in_blocks(simd=simd) if simd != "amx" else None
+    return {stage: times(cost, 1 / threads) for stage, cost in core_rates(case, others=others).items()}
 
 
 def usual_link(options: argparse.Namespace) -> Link:
@@ -74,7 +75,7 @@ def exceptions(options: argparse.Namespace) -> tuple[list[float], Links]:
 def report(options: argparse.Namespace, console: Console) -> None:
     n, ranks, on_gpu = int(options.num_samples), options.ranks, options.device == "gpu"
     case = case_for(options, n, ranks)
-    rates = rates_for(case, options.device, options.threads)
+    rates = rates_for(case, options.device, options.threads, options.simd)
     found = even = undisturbed(case, rates, usual_link(options))
     if options.slow_rank or options.slow_link:
         speeds, links = exceptions(options)
@@ -122,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--ranks", type=int, default=8)
     options.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="of a rank")
     options.add_argument("--threads", type=int, default=1, help="of a rank on a CPU")
+    options.add_argument("--simd", choices=("amx", "avx512"), default="amx", help="instructions of a CPU, as measured")
     options.add_argument("--max-memory", type=float, help="bytes of a rank, which decide how large blocks are")
     options.add_argument("--gigabytes-per-second", type=float, default=25, help="of the link of a rank, each way")
     options.add_argument("--microseconds", type=float, default=20, help="that a message takes, one way")

@@ -2,15 +2,18 @@
 
     python -m benchmarks.scale --num-samples 100000 --ranks 1 2 4 --max-memory 1GB
     python -m benchmarks.scale --num-samples 1000000 --max-memory 4GB
+    python -m benchmarks.scale --write     # the table of docs/scale.md
 
 Every row of the table is one run of R processes over gloo with one thread each, unless `--threads` says otherwise.
 Features are generated (`benchmarks.sizes`) and written to a file, which the ranks read. Peak memory is the high-water
-mark of a rank above what it held before it read anything. Runs join what the JSON file has.
+mark of a rank above what it held before it read anything. Runs join what the JSON file has, and their labels must be
+those of its other runs of the gallery.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -34,6 +37,9 @@ from . import measuring
 from .sizes import generate_gallery
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
+BEGIN, END = "<!-- python -m benchmarks.scale --write -->", "<!-- end of the runs -->"
+GALLERY = ("num_samples", "dim", "images_per_identity", "k1", "k2")  # what labels depend on
 FILES = ("features", "camera_ids", "modality_ids", "person_ids")
 
 
@@ -109,6 +115,8 @@ def main() -> None:
     parser.add_argument("--k2", type=int, default=6)
     parser.add_argument("--folder", type=Path, help="where the gallery is kept; by default in a temporary one")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--fresh", action="store_true", help="forget what the JSON file has")
+    parser.add_argument("--write", action="store_true", help="write the table of docs/scale.md, and run nothing")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
@@ -116,6 +124,10 @@ def main() -> None:
     if options.rank_of:
         run_rank(options.rank_of, options.out, options.settings)
         return
+    if options.write:
+        write_page(json.loads(options.results.read_text())["runs"])
+        return
+    document = open_document(options.results, options.fresh)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,52 +141,84 @@ def main() -> None:
         case = {"num_samples": options.num_samples, "dim": options.dim, **settings}
         case["images_per_identity"] = options.images_per_identity
         search = Search(options.k1, options.k2, eps=0.6, min_samples=4)
-        first, rows = None, []
         for ranks in options.ranks:
             most, about = estimate(options.num_samples, ranks, options.dim, search, options.max_memory, options.threads)
             measured, labels = run(folder, ranks, settings)
-            first = labels if first is None else first
-            same = bool(np.array_equal(labels, first))
-            rows.append(
-                {
-                    **case,
-                    "ranks": ranks,
-                    "estimated_bytes": most,
-                    "expected_bytes": about,
-                    **measured,
-                    "equal": same,
-                    **quality(labels, person_ids),
-                }
+            row = {**case, "ranks": ranks, "estimated_bytes": most, "expected_bytes": about, **measured}
+            row["labels_sha256"] = hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
+            add(document["runs"], row | quality(labels, person_ids))
+            options.results.write_text(json.dumps(document, indent=1) + "\n")
+    show([row for row in document["runs"] if row["num_samples"] == options.num_samples], document["runs"])
+    for row in document["runs"]:
+        if set(others(row, document["runs"])) - {row["labels_sha256"]}:
+            raise SystemExit(f"labels differ between runs of {row['num_samples']:,} rows")
+
+
+def open_document(path: Path, fresh: bool) -> dict:
+    """What was measured already, if it was of this commit and machine."""
+    header = {"commit": measuring.commit(), "machine": measuring.machine(), "versions": measuring.versions()}
+    if fresh or not path.exists():
+        return header | {"runs": []}
+    document = json.loads(path.read_text())
+    for key, value in header.items():
+        if document.get(key) != value:
+            raise SystemExit(
+                f"benchmarks.scale: {path} was measured with another {key}: {document.get(key)}, now {value}; "
+                "--fresh starts it anew, --results names another file"
             )
-    show(rows)
-    write(options.results, rows)
-    if not all(row["equal"] for row in rows):
-        raise SystemExit("labels differ between numbers of ranks")
+    return document
 
 
-def show(rows: list[dict]) -> None:
+def add(runs: list[dict], new: dict) -> None:
+    """In the place of the same run before."""
+    keys = (*GALLERY, "ranks", "threads", "max_memory", "simd")
+    runs[:] = [row for row in runs if any(row[key] != new[key] for key in keys)] + [new]
+
+
+def others(row: dict, runs: list[dict]) -> list[str]:
+    """The labels of the other runs of its gallery."""
+    same = [other for other in runs if other is not row and all(other[key] == row[key] for key in GALLERY)]
+    return [other["labels_sha256"] for other in same]
+
+
+def show(rows: list[dict], runs: list[dict]) -> None:
     memory = ("peak MB of a rank", "about", "at most")
-    table = Table("N", "ranks", "seconds", *rows[0]["stages"], *memory, "clusters", "purity", "labels")
+    table = Table("N", "ranks", "threads", "seconds", *rows[0]["stages"], *memory, "clusters", "purity", "labels")
     for row in rows:
         stages = (f"{seconds:.2f}" for seconds in row["stages"].values())
         peak = f"{max(row['peak_bytes']) / 1e6:.0f}"
-        verdict = "equal" if row["equal"] else "WRONG"
+        found = set(others(row, runs))
+        verdict = "" if not found else "equal" if found == {row["labels_sha256"]} else "WRONG"
         stated = (f"{row[name] / 1e6:.0f}" for name in ("expected_bytes", "estimated_bytes"))
         numbers = (*stated, f"{row['clusters']:,}", f"{row['purity']:.4f}", verdict)
-        table.add_row(f"{row['num_samples']:,}", str(row["ranks"]), f"{row['seconds']:.1f}", *stages, peak, *numbers)
+        first = (f"{row['num_samples']:,}", str(row["ranks"]), str(row["threads"]), f"{row['seconds']:.1f}")
+        table.add_row(*first, *stages, peak, *numbers)
     Console(width=200).print(table)
 
 
-def write(path: Path, rows: list[dict]) -> None:
-    """Beside the runs of other cases; of this commit and machine alone."""
-    about = {"commit": measuring.commit(), "machine": measuring.machine(), "versions": measuring.versions()}
-    kept = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    if any(kept.get(name) != value for name, value in about.items()):
-        kept = {**about, "runs": []}
-    keys = ("num_samples", "dim", "ranks", "threads", "max_memory", "simd")
-    new = {tuple(row[key] for key in keys) for row in rows}
-    kept["runs"] = [row for row in kept["runs"] if tuple(row[key] for key in keys) not in new] + rows
-    path.write_text(json.dumps(kept, indent=1) + "\n")
+def page_table(runs: list[dict]) -> str:
+    """For docs/scale.md."""
+    lines = [
+        "| N | d | ranks | all | search | encoding | expansion | join | DBSCAN | peak | about | at most | labels |",
+        "|---|" + "---|" * 12,
+    ]
+    for row in sorted(runs, key=lambda row: (row["dim"], row["num_samples"])):
+        ranks = f"{row['ranks']}"
+        ranks += f" with {row['threads']} threads" if row["threads"] > 1 else ""
+        ranks += f", {row['simd']}" if row["simd"] else ""
+        seconds = [f"{value:.0f} s" if value >= 10 else f"{value:.2f} s" for value in row["stages"].values()]
+        sizes = (max(row["peak_bytes"]), row["expected_bytes"], row["estimated_bytes"])
+        cells = (f"{row['num_samples']:,}", f"{row['dim']:,}", ranks, f"{row['seconds']:.3g} s", *seconds)
+        megabytes = (f"{size / 1e6:,.0f} MB" for size in sizes)
+        lines.append(f"| {' | '.join((*cells, *megabytes, row['labels_sha256'][:6]))} |")
+    return "\n".join(lines)
+
+
+def write_page(runs: list[dict]) -> None:
+    before, begin, rest = PAGE.read_text().partition(BEGIN)
+    if END not in rest:
+        raise SystemExit(f"{PAGE} must have the line {BEGIN!r} and after it {END!r}: the table goes between them")
+    PAGE.write_text(f"{before}{begin}\n\n{page_table(runs)}\n\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":
