@@ -67,34 +67,47 @@ void tile(const float* packed_rows, const float* packed_cols, int64_t rows, int6
       tile_panel(packed_rows + r * depth, packed_cols + c * depth, depth, first, scores + r * stride + c, stride);
 }
 
+// Appends the columns `which` of a row from column c on.
+__attribute__((noinline)) TileHit* take(const float* scores, int32_t row, int64_t c, uint64_t for_row, uint64_t for_col,
+                                        const TileFilter& f, TileHit* hits) {
+  const float row_norm = f.row_norm[row];
+  for (uint64_t left = for_row | for_col; left; left &= left - 1) {
+    const int lane = std::countr_zero(left);
+    const float twice = 2.0f * scores[c + lane];
+    *hits++ = {row, static_cast<int32_t>(c + lane), twice - f.col_norm[c + lane], twice - row_norm,
+               static_cast<bool>(for_row >> lane & 1), static_cast<bool>(for_col >> lane & 1)};
+  }
+  return hits;
+}
+
 int64_t filter(const float* scores, int32_t row, int64_t begin, int64_t cols, const TileFilter& f, TileHit* hits) {
+  constexpr int kVectors = 4;  // between two branches
   const float row_norm = f.row_norm[row], row_limit = f.row_limit[row], row_reach = f.row_reach[row];
-  int64_t found = 0;
-  const auto take = [&](int64_t c, bool for_row, bool for_col) {
-    const float twice = 2.0f * scores[c];
-    hits[found++] = {row, static_cast<int32_t>(c), twice - f.col_norm[c], twice - row_norm, for_row, for_col};
-  };
-  int64_t c = begin;
   const auto norms = Simd::splat(row_norm), limits = Simd::splat(row_limit), reaches = Simd::splat(row_reach);
-  for (; c + Simd::kFloats <= cols; c += Simd::kFloats) {
-    const auto score = Simd::load_floats(scores + c);
-    const auto twice = Simd::add(score, score);
-    const auto reach = Simd::multiply(reaches, Simd::load_floats(f.col_length + c));
-    const auto row_score = Simd::add(Simd::subtract(twice, Simd::load_floats(f.col_norm + c)), reach);
-    const auto col_score = Simd::add(Simd::subtract(twice, norms), reach);
-    const uint32_t for_row = Simd::at_least(row_score, limits);
-    const uint32_t for_col = Simd::at_least(col_score, Simd::load_floats(f.col_limit + c));
-    for (uint32_t left = for_row | for_col; left; left &= left - 1) {
-      const int lane = std::countr_zero(left);
-      take(c + lane, for_row >> lane & 1, for_col >> lane & 1);
+  const float *lengths = f.col_length, *col_norms = f.col_norm, *col_limits = f.col_limit;
+  TileHit* next = hits;
+  int64_t c = begin;
+  for (; c + kVectors * Simd::kFloats <= cols; c += kVectors * Simd::kFloats) {
+    uint64_t for_row = 0, for_col = 0;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = c + v * Simd::kFloats;
+      const auto score = Simd::load_floats(scores + at);
+      const auto twice = Simd::add(score, score);
+      const auto reach = Simd::multiply(reaches, Simd::load_floats(lengths + at));
+      const auto row_score = Simd::add(Simd::subtract(twice, Simd::load_floats(col_norms + at)), reach);
+      const auto col_score = Simd::add(Simd::subtract(twice, norms), reach);
+      for_row |= uint64_t{Simd::at_least(row_score, limits)} << (v * Simd::kFloats);
+      for_col |= uint64_t{Simd::at_least(col_score, Simd::load_floats(col_limits + at))} << (v * Simd::kFloats);
     }
+    if (for_row | for_col) [[unlikely]] next = take(scores, row, c, for_row, for_col, f, next);
   }
   for (; c < cols; ++c) {
     const float twice = 2.0f * scores[c], reach = row_reach * f.col_length[c];
     const bool for_row = twice - f.col_norm[c] + reach >= row_limit, for_col = twice - row_norm + reach >= f.col_limit[c];
-    if (for_row || for_col) take(c, for_row, for_col);
+    if (for_row || for_col) next = take(scores, row, c, for_row, for_col, f, next);
   }
-  return found;
+  return next - hits;
 }
 
 void bounds(const float* keys, const int32_t* idx, int64_t count, const float* length, float norm, float reach,
