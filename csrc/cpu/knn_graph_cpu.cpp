@@ -47,6 +47,7 @@ namespace {
 
 constexpr int64_t kTileRows = 252, kTileCols = 512;  // panels of both and their scores stay in a 2 MB L2 cache
 constexpr int64_t kBf16TileCols = 1024;              // more: every tile rounds its rows anew
+constexpr int64_t kLineFloats = 16;                  // of a cache line
 constexpr int64_t kMaxTile = 2048;                   // of either side, whatever block_rows asks for
 constexpr int64_t kRowTilesPerItem = 8;              // one packed column block serves this many tiles
 constexpr int64_t kRowsPerLock = 256;
@@ -131,6 +132,7 @@ class Search {
                             bf16_ ? kBf16Panel : kernels_.panel_rows)),
         tile_cols_(round_up(block_rows ? std::min(block_rows, kMaxTile) : bf16_ ? kBf16TileCols : kTileCols,
                             kernels_.panel_cols)),
+        stride_(tile_cols_ + kLineFloats),
         norm_sq_(rows),
         length_(rows),
         reach_(rows),
@@ -522,7 +524,7 @@ class Search {
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t begin = std::max<int64_t>(0, rows.begin + r + 1 - cols.begin);
       if (begin < cols.count)
-        found += kernels_.filter(scores + r * tile_cols_, static_cast<int32_t>(r), begin, cols.count, filter, hits + found);
+        found += kernels_.filter(scores + r * stride_, static_cast<int32_t>(r), begin, cols.count, filter, hits + found);
     }
     return found;
   }
@@ -585,12 +587,12 @@ class Search {
         auto* out = reinterpret_cast<uint16_t*>(packed_rows);
         bf16_->pack_rows(matrix, width, rows.begin, rows.count, k, depth, static_cast<float>(scale), out);
         bf16_->tile(out, reinterpret_cast<const uint16_t*>(packed), round_up(rows.count, kBf16Panel), padded_cols,
-                    round_up(depth, kBf16Step), k == 0, scores, tile_cols_);
+                    round_up(depth, kBf16Step), k == 0, scores, stride_);
       } else {
         auto* out = reinterpret_cast<float*>(packed_rows);
         pack(matrix, width, rows.begin, rows.count, kernels_.panel_rows, k, depth, scale, out);
         kernels_.tile(out, reinterpret_cast<const float*>(packed), round_up(rows.count, kernels_.panel_rows), padded_cols,
-                      depth, k == 0, scores, tile_cols_);
+                      depth, k == 0, scores, stride_);
       }
     }
   }
@@ -617,13 +619,13 @@ class Search {
     };
     const auto new_worker = [&] {
       return Worker{new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(d_, kTileDepth))),
-                    new_aligned<float>(padded_tile_rows() * tile_cols_), std::vector<float>(kFirstCols),
+                    new_aligned<float>(padded_tile_rows() * stride_), std::vector<float>(kFirstCols),
                     std::vector<float>(kFirstCols)};
     };
     for_each_chunk(progress, rows_, tile_rows_, new_worker, [&](int64_t begin, int64_t end, Worker& worker) {
       multiply(features_, d_, {begin, end - begin}, cols, scale_, packed.get(), worker.rows.get(), worker.scores.get());
       for (int64_t i = begin; i < end; ++i) {
-        float* keys = &worker.scores[(i - begin) * tile_cols_];
+        float* keys = &worker.scores[(i - begin) * stride_];
         for (int64_t c = 0; c < kFirstCols; ++c) keys[c] = norm[c] - 2 * keys[c];
         bounds(i, keys, number.data(), kFirstCols, worker.lower.data(), worker.upper.data());
         tighten(i, inclusive(kernels_.select(worker.upper.data(), kFirstCols, k1_)));
@@ -667,8 +669,8 @@ class Search {
       worker.rows = new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(d_, kTileDepth)));
       worker.sketch_cols = new_aligned<std::byte>(panel_bytes(tile_cols_, width_));
       worker.sketch_rows = new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(width_, kTileDepth)));
-      worker.scores = new_aligned<float>(padded_tile_rows() * tile_cols_);
-      if (d_ == 0) std::fill_n(worker.scores.get(), padded_tile_rows() * tile_cols_, 0.0f);
+      worker.scores = new_aligned<float>(padded_tile_rows() * stride_);
+      if (d_ == 0) std::fill_n(worker.scores.get(), padded_tile_rows() * stride_, 0.0f);
       worker.hits.reset(new TileHit[tile_rows_ * tile_cols_]);
       worker.scratch = new_scratch();
       return worker;
@@ -794,6 +796,7 @@ class Search {
   const bool approximate_;              // products are taken as they are: lists may miss some of the nearest
   const Bf16Kernels* bf16_;             // null where tiles are products of float32
   const int64_t tile_rows_, tile_cols_;
+  const int64_t stride_;                // of a row of scores: not a power of two, whose rows would share few cache lines
   double scale_ = 1, scale_sq_ = 1, error_ = 0;
   std::vector<double> norm_sq_;         // canonical, not scaled
   std::vector<float> length_, reach_, norm_, limit_, sketch_reach_;
