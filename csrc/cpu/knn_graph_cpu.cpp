@@ -524,7 +524,8 @@ class Search {
     for (int64_t r = 0; r < rows.count; ++r) {
       const int64_t begin = std::max<int64_t>(0, rows.begin + r + 1 - cols.begin);
       if (begin < cols.count)
-        found += kernels_.filter(scores + r * stride_, static_cast<int32_t>(r), begin, cols.count, filter, hits + found);
+        found += kernels_.filter(scores + r * stride_, static_cast<int32_t>(r), begin, cols.count, filter,
+                                 hits + found);
     }
     return found;
   }
@@ -796,7 +797,7 @@ class Search {
   const bool approximate_;              // products are taken as they are: lists may miss some of the nearest
   const Bf16Kernels* bf16_;             // null where tiles are products of float32
   const int64_t tile_rows_, tile_cols_;
-  const int64_t stride_;                // of a row of scores: not a power of two, whose rows would share few cache lines
+  const int64_t stride_;                // of a row of scores; a power of two would crowd few sets of the cache
   double scale_ = 1, scale_sq_ = 1, error_ = 0;
   std::vector<double> norm_sq_;         // canonical, not scaled
   std::vector<float> length_, reach_, norm_, limit_, sketch_reach_;
