@@ -227,6 +227,11 @@ class Lists:
     def part(self, begin: int, end: int) -> Lists:
         return Lists(self.idx[begin:end], self.dist[begin:end])
 
+    def put(self, idx: torch.Tensor, dist: torch.Tensor, number: int) -> None:
+        """The first lists, full ones, of samples whose sample 0 has that number in the whole gallery."""
+        self.idx[:, : idx.shape[1]].copy_(idx).add_(number)
+        self.dist[:, : dist.shape[1]].copy_(dist)
+
     def merge(self, idx: torch.Tensor, dist: torch.Tensor, number: int | torch.Tensor = 0) -> None:
         """Take in other lists [n, any number] of samples that are not there yet, ascending as these are.
 
@@ -305,7 +310,7 @@ def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report
             directions = ops.search_directions(of_y, k1, ring.num_samples)
         watch = progress.part(len(y) ** 2 // 2)
         idx, dist = ops.knn_graph(of_y, min(k1, len(y)), directions=directions, progress=watch)
-        mine(y).merge(idx, dist, y.begin)
+        mine(y).put(idx, dist, y.begin)
         for x in blocks[:t]:
             compare(x, y, both, mine(y), mine(y).farthest())
         del both, of_y, idx, dist
