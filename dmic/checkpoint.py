@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,12 +22,16 @@ STATE_KEY, DIGEST_KEY = "state", "digest"
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends, or vanishes if it raises.
 
-    Whoever reads sees the old file or the whole new one, even if the process is killed or the machine loses power.
+    Whoever reads sees the old file or the whole new one, even if the process is killed or the machine loses power. What
+    a killed process left of the same file is deleted.
 
     Raises:
         OSError: it cannot be written, a full disk for instance; `path` is as it was, and the message says so.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        if not _is_alive(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -38,6 +43,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         raise OSError(f"{path}: could not be written ({error.strerror or error}); {kept}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def save_checkpoint(path: Path, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:

@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError) as error:
         print(f"dmic {command}: error: {_rank()}{_one_line(error)}", file=sys.stderr)
         return USAGE_ERROR
+    except RuntimeError as error:  # as torch reports a full GPU
+        if "out of memory" not in str(error):
+            raise
+        print(f"dmic {command}: error: {_rank()}{_one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
     except ImportError as error:
         print(f"dmic {command}: error: {_rank()}{_one_line(error)}; `dmic doctor` says more", file=sys.stderr)
         return NOT_HEALTHY

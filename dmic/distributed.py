@@ -6,11 +6,12 @@ is lost.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,11 @@ from .block_memory import MIN_BLOCK_ROWS, Search, choose_block_rows, give_back, 
 from .blockwise import Ring
 from .feature_rows import FeatureRows
 from .process_group import Group, Watch
+from .pseudo_labels import OUT_OF_MEMORY
 from .stage_files import StageFiles
 
 Progress = Callable[[str, int, int], None]
+MARKED_ROWS = 64  # by which ranks notice that their files differ
 
 
 @dataclass(frozen=True)
@@ -63,11 +66,20 @@ def cluster(
 
     Raises:
         ValueError: on every rank, before any work, if one of them has bad input or another has other settings.
+        MemoryError: the memory of the machine or the GPU ran out; says in which stage.
         ConnectionError: another rank was lost; says which, and what it was doing.
     """
     watch = Watch(group)
     with watch.guard():
-        return _cluster(watch, name, features, camera_ids, modality_ids, search, group, max_memory, progress, files)
+        try:
+            return _cluster(watch, name, features, camera_ids, modality_ids, search, group, max_memory, progress, files)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+                raise
+            raise MemoryError(
+                f"{name}: out of memory in {watch.phase}; give a lower max_memory, with which blocks are smaller, "
+                f"use more ranks, or lower k1={search.k1} or k2={search.k2}"
+            ) from error
 
 
 def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max_memory, progress, files) -> Part:
@@ -159,9 +171,41 @@ def agree(name: str, settings: dict[str, Any], group: Group, problem: str | None
             raise ValueError(theirs if rank == process_group.rank(group) else f"{name}: rank {rank}: {theirs}")
     first = told[0][1]
     for rank, (_, theirs) in enumerate(told):
-        different = [f"{key} ({theirs[key]!r}, not {first[key]!r})" for key in first if theirs[key] != first[key]]
+        odd = [key for key in {**first, **theirs} if theirs.get(key) != first.get(key)]
+        different = [f"{key} ({theirs.get(key)!r}, not {first.get(key)!r})" for key in odd]
         if different:
             raise ValueError(f"{name}: rank {rank} and rank 0 must have the same {', '.join(different)}")
+
+
+def agree_on_gallery(name: str, features: FeatureRows, group: Group, **ids: torch.Tensor | None) -> None:
+    """Raise ValueError on every rank unless all were given the same gallery, which they share out then."""
+    marks, problem = {}, None
+    try:
+        marks = gallery_marks(features, **ids)
+    except ValueError as error:
+        problem = f"{name}: {error}"
+    agree(name, marks, group, problem)
+
+
+def gallery_marks(features: FeatureRows, **ids: torch.Tensor | None) -> dict[str, Any]:
+    """What ranks that are given the same gallery must `agree` on: its shape and dtype, some rows, and all ids.
+
+    Raises:
+        ValueError: one of the rows cannot be read; see `FeatureRows.read`.
+    """
+    features, n = replace(features, device=torch.device("cpu")), features.shape[0]
+    marked = sorted({n * i // MARKED_ROWS for i in range(MARKED_ROWS)} | {n - 1}) if n else []
+    rows = [features.read(i, i + 1) for i in marked]
+    return {
+        "number of samples": n,
+        "dtype of features": str(features.dtype),
+        "features, by a few rows": _digest(torch.cat(rows)) if rows else None,
+        **{name: None if given is None else _digest(given.cpu()) for name, given in ids.items()},
+    }
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()[:16]
 
 
 def _fingerprint(features: FeatureRows, camera_ids, modality_ids, search: Search, ring: Ring) -> str:

@@ -31,6 +31,7 @@ class FeatureRows:
     dtype: torch.dtype
     device: torch.device
     source: torch.Tensor | tuple[Path, int]  # in memory, or a file and where its first value is
+    first: int = 0  # number of row 0 in what this is a part of, for errors
 
     @classmethod
     def of(cls, name: str, features: Any, device: torch.device | None = None) -> FeatureRows:
@@ -85,18 +86,17 @@ class FeatureRows:
             with path.open("rb") as file:
                 file.seek(offset + begin * row_bytes)
                 if rows.numel() and file.readinto(rows.view(torch.uint8).numpy()) != rows.nbytes:
-                    raise ValueError(f"{path}: ends before row {end}; it is truncated")
-        if out is None:  # what comes next is read while this block is on its way to a GPU
-            single = rows.to(self.device, non_blocking=True).to(torch.float32).contiguous()
-        else:
-            single = out if rows is out else out.copy_(rows, non_blocking=True)
-        if single.numel() and not all(bound.isfinite() for bound in torch.aminmax(single)):
-            bad = (~single.isfinite()).nonzero()[0].tolist()
-            value = float(rows[tuple(bad)])
+                    raise ValueError(f"{path}: ends before row {self.first + end}; it is truncated")
+        if rows.numel() and not all(bound.to(torch.float32).isfinite() for bound in torch.aminmax(rows)):
+            row, column = (~rows.to(torch.float32).isfinite()).nonzero()[0].tolist()
+            where = "" if self.in_memory else f"{path}: "
             raise ValueError(
-                f"features must be finite in float32, got {value} at row {begin + bad[0]}, column {bad[1]}"
+                f"{where}features must be finite in float32, got {float(rows[row, column])} at row "
+                f"{self.first + begin + row}, column {column}"
             )
-        return single
+        if out is None:
+            return rows.to(self.device, non_blocking=True).to(torch.float32).contiguous()
+        return out if rows is out else out.copy_(rows, non_blocking=True)
 
     def part(self, begin: int, end: int) -> FeatureRows:
         """The rows [begin, end) as features of their own."""
@@ -105,7 +105,7 @@ class FeatureRows:
         else:
             path, offset = self.source
             source = path, offset + begin * self.shape[1] * self.dtype.itemsize
-        return FeatureRows((end - begin, self.shape[1]), self.dtype, self.device, source)
+        return FeatureRows((end - begin, self.shape[1]), self.dtype, self.device, source, self.first + begin)
 
 
 def _open(path: Path, device: torch.device) -> FeatureRows:

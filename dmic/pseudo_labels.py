@@ -511,7 +511,7 @@ def _by_blocks(
     from . import distributed  # loads the compiled ops
     from .stage_files import StageFiles
 
-    problem, camera, modality = None, None, None
+    problem, camera, modality, marks = None, None, None, {"folder": folder is not None}
     try:
         if features is None:
             raise ValueError(f"{name}: features are needed, got None")
@@ -519,7 +519,10 @@ def _by_blocks(
         n = rows.shape[0]
         camera = _check_ids(name, "camera_ids", camera_ids, n, rows.device)
         modality = _check_ids(name, "modality_ids", modality_ids, n, rows.device)
+        marks["file of features"] = not rows.in_memory
         if not rows.in_memory:
+            if group is not None:
+                marks |= distributed.gallery_marks(rows, camera_ids=camera, modality_ids=modality)
             begin, end = ranks.share(n, group)
             rows = rows.part(begin, end)
             camera, modality = (ids if ids is None else ids[begin:end] for ids in (camera, modality))
@@ -528,7 +531,7 @@ def _by_blocks(
         if group is None:
             raise
         problem = str(error)
-    distributed.agree(name, {}, group, problem)
+    distributed.agree(name, marks, group, problem)
     if rows.in_memory:
         where, back = rows.source.device, like(features)
     else:

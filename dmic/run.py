@@ -301,6 +301,14 @@ def _fixed(config: Config) -> Config:
     return replace(config, data=replace(config.data, **data), train=replace(config.train, **training))
 
 
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted names."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 def without_nan(value: Any) -> Any:
     """The same record with None for every NaN and infinity."""
     if isinstance(value, dict):
@@ -428,7 +436,9 @@ def run_training(
     is_main = process_group.rank(group) == 0
     if is_main:
         folder.check(config, resume=resume)  # before a large data set is opened
-    process_group.check_same("settings", _digest(to_toml(_fixed(config)).encode()), group)
+    from .distributed import agree  # loads the compiled ops
+
+    agree("settings", {"version of dmic": __version__, **_flat(asdict(_fixed(config)))}, group)
     dataset = build_dataset(config)
     process_group.check_same("images", _fingerprint(dataset.train), group)
     num_channels = dataset.train.images.shape[1]

@@ -10,16 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import struct
 from pathlib import Path
 
 import torch
-from safetensors.torch import load, save
+from safetensors import safe_open
 
 from . import process_group
 from .blockwise import Ring, Rows
 from .checkpoint import atomic_write, remove_leftovers
 from .csr import Csr
 
+DTYPES = {torch.int64: "I64", torch.int32: "I32", torch.float32: "F32"}
+PIECE_BYTES = 1 << 20  # hashed at a time
 NAME = re.compile(r"(?P<stage>\w+)\.(?P<begin>\d+)-(?P<end>\d+)\.safetensors")
 
 
@@ -59,7 +62,9 @@ class StageFiles:
     def load(self, stage: str) -> torch.Tensor | None:
         """The rows of this rank, or None on every rank if not all of them are there."""
         parts = self._read(stage)
-        return None if parts is None else torch.cat([part["rows"][rows.begin : rows.end] for part, rows in parts])
+        if parts is None:
+            return None
+        return torch.cat([_part(path, "rows", rows.begin, rows.end) for path, rows in parts]).to(self.ring.device)
 
     def save_csr(self, stage: str, rows: Csr) -> None:
         self._write(stage, {"row_ptr": rows.row_ptr, "col_idx": rows.col_idx, "values": rows.values})
@@ -69,11 +74,11 @@ class StageFiles:
         if parts is None:
             return None
         lengths, cols, values = [], [], []
-        for part, rows in parts:
-            ptr = part["row_ptr"][rows.begin : rows.end + 1]
+        for path, rows in parts:
+            ptr = _part(path, "row_ptr", rows.begin, rows.end + 1)
             lengths.append(ptr.diff())
-            cols.append(part["col_idx"][int(ptr[0]) : int(ptr[-1])])
-            values.append(part["values"][int(ptr[0]) : int(ptr[-1])])
+            cols.append(_part(path, "col_idx", int(ptr[0]), int(ptr[-1])))
+            values.append(_part(path, "values", int(ptr[0]), int(ptr[-1])))
         lengths = torch.cat(lengths)
         row_ptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         device = self.ring.device
@@ -83,13 +88,21 @@ class StageFiles:
     def _write(self, stage: str, tensors: dict[str, torch.Tensor]) -> None:
         own = self.ring.own
         path = self.folder / f"{stage}.{own.begin}-{own.end}.safetensors"
-        data = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
-        about = {"fingerprint": self.fingerprint, "blake2b": hashlib.blake2b(data).hexdigest()}
-        for target, content in ((path, data), (path.with_suffix(".json"), json.dumps(about).encode())):
-            with atomic_write(target) as file:
-                file.write(content)
+        digest, header, end = hashlib.blake2b(), {}, 0
+        for name, tensor in tensors.items():
+            begin, end = end, end + tensor.nbytes
+            header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with atomic_write(path) as file:  # tensor by tensor: the library holds all of them once more
+            for piece in (struct.pack("<Q", len(text)), text, *tensors.values()):
+                data = memoryview(piece.cpu().contiguous().numpy()).cast("B") if torch.is_tensor(piece) else piece
+                digest.update(data)
+                file.write(data)
+        with atomic_write(path.with_suffix(".json")) as file:
+            file.write(json.dumps({"fingerprint": self.fingerprint, "blake2b": digest.hexdigest()}).encode())
 
-    def _read(self, stage: str) -> list[tuple[dict[str, torch.Tensor], Rows]] | None:
+    def _read(self, stage: str) -> list[tuple[Path, Rows]] | None:
         """Files of a stage with the rows of them that are this rank's, counted from their first."""
         own, found, at = self.ring.own, [], self.ring.own.begin
         shards = [
@@ -99,22 +112,31 @@ class StageFiles:
             begin, end = int(match["begin"]), int(match["end"])
             if begin > at or end <= at or at >= own.end:
                 continue
-            tensors = self._checked(self.folder / match.string)
-            if tensors is None:
+            path = self.folder / match.string
+            if not _is_whole(path):
                 continue
-            found.append((tensors, Rows(at - begin, min(end, own.end) - begin)))
+            found.append((path, Rows(at - begin, min(end, own.end) - begin)))
             at = min(end, own.end)
         if len(own) == 0:  # nothing is needed, but shapes are
-            whole = next((t for m in shards if (t := self._checked(self.folder / m.string)) is not None), None)
+            whole = next((path for m in shards if _is_whole(path := self.folder / m.string)), None)
             found = [] if whole is None else [(whole, Rows(0, 0))]
         complete = at == own.end and bool(found)
         return None if process_group.any_rank(not complete, self.ring.group) else found
 
-    def _checked(self, path: Path) -> dict[str, torch.Tensor] | None:
-        try:
-            about = json.loads(path.with_suffix(".json").read_text())
-            data = path.read_bytes()
-            whole = about["blake2b"] == hashlib.blake2b(data).hexdigest()
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return load(data) if whole else None
+
+def _is_whole(path: Path) -> bool:
+    digest = hashlib.blake2b()
+    try:
+        about = json.loads(path.with_suffix(".json").read_text())
+        with path.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                digest.update(piece)
+        return about["blake2b"] == digest.hexdigest()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _part(path: Path, name: str, begin: int, end: int) -> torch.Tensor:
+    """Entries [begin, end) of a tensor in a file, of which nothing else is read."""
+    with safe_open(path, "pt") as file:
+        return file.get_slice(name)[begin:end]

@@ -53,6 +53,10 @@ def out_of_memory(rank: int) -> None:
     raise MemoryError("no memory is left")
 
 
+def gpu_out_of_memory(rank: int) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
 def meet(fate: str, phase: str, seconds: float) -> None:
     """When this rank enters the phase, or so much later."""
     from dmic.process_group import Watch
@@ -80,6 +84,11 @@ def dmic(*arguments: str) -> int:
     from dmic import cli
 
     return cli.main(arguments)
+
+
+def cluster_own_file(out: str, *files: str) -> int:
+    """Every rank another one."""
+    return dmic("cluster", files[int(os.environ["RANK"])], "-o", out, "--k1", "20", "--device", "cpu")
 
 
 def same_stages(gallery: str, *cuts: str) -> int:
@@ -150,7 +159,28 @@ def different_settings(gallery: str, what: str) -> int:
                 features[5, 3] = np.nan
             if odd and what == "version":
                 distributed.__version__ = "0.0.0"
-            pseudo_labels(features, camera_ids=cameras, k1=20, k2=k2, process_group=group)
+            folder = "stages" if odd and what == "folder" else None
+            pseudo_labels(features, camera_ids=cameras, k1=20, k2=k2, process_group=group, folder=folder)
+    except (ValueError, ConnectionError) as error:
+        print(error)
+        return 2
+    return 0
+
+
+def different_files(folder: str, what: str) -> int:
+    """Rank 1 reads another file than rank 0, or has other ids of it."""
+    import numpy as np
+
+    from dmic import process_group, pseudo_labels
+
+    path, ids = Path(folder) / "features.npy", np.load(Path(folder) / "camera_ids.npy")
+    try:
+        with process_group.started("cpu") as group:
+            if process_group.rank(group) == 1:
+                path = path.with_name(f"{what}.npy") if what != "ids" else path
+                ids = ids[::-1].copy() if what == "ids" else ids[: len(np.load(path))]
+                path = np.load(path) if what == "array" else path
+            pseudo_labels(path, camera_ids=ids, k1=20, process_group=group)
     except (ValueError, ConnectionError) as error:
         print(error)
         return 2

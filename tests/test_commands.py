@@ -2,15 +2,19 @@
 
 import csv
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
 import trees
+from forked_ranks import ForkedRanks
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dmic import cli
+from dmic.commands import common
 from dmic.config import read_toml
 from dmic.data import samples_in_folder
 from dmic.data.pedestrians import DEFAULT, Difficulty, write_pedestrians
@@ -209,6 +213,25 @@ class TestEvaluate:
 
 
 class TestEmbed:
+    def test_ranks_embed_what_one_process_does_in_a_file_that_ranks_read(self, trained, tree, run, tmp_path):
+        call = ("embed", trained, tree / "cam1", "--modality", "visible", "--device", "cpu", "-o")
+        search = ("--k1", 4, "--k2", 2, "--device", "cpu", "-o")
+        one, two = tmp_path / "one.npz", tmp_path / "two.safetensors"
+        assert run(*call, one)[0] == 0
+        with closing(ForkedRanks()) as ranks:
+            codes, texts = ranks(tmp_path, 2, "dmic", *call, two)
+            assert codes == [0, 0], texts
+            assert (texts[0].count("wrote "), texts[1]) == (1, "")
+            codes, texts = ranks(tmp_path, 2, "dmic", "cluster", two, *search, tmp_path / "2.npz")
+            assert codes == [0, 0], texts
+        with np.load(one) as of_one, safe_open(two, "np") as of_two:
+            for name in ("features", "camera_ids", "modality_ids"):
+                assert np.array_equal(of_one[name], of_two.get_tensor(name))
+            assert json.loads(of_two.metadata()["paths"]) == of_one["paths"].tolist()
+        assert run("cluster", one, *map(str, search), tmp_path / "1.npz")[0] == 0
+        with np.load(tmp_path / "1.npz") as of_one, np.load(tmp_path / "2.npz") as of_two:
+            assert np.array_equal(of_one["labels"], of_two["labels"])
+
     def test_a_folder_becomes_features_that_can_be_clustered(self, trained, tree, run, tmp_path):
         out = tmp_path / "features.npz"
         code, _, err = run("embed", trained, tree / "cam1", "--modality", "visible", "-o", out, "--device", "cpu")
@@ -253,6 +276,32 @@ class TestEmbed:
     def test_a_folder_without_a_modality_is_an_error(self, trained, tree, run, tmp_path):
         code, _, err = run("embed", trained, tree / "cam1", "-o", tmp_path / "features.npz")
         assert (code, "say with --modality what a folder holds: infrared, visible" in err) == (2, True)
+
+
+class TestRanks:
+    def test_more_ranks_than_gpus_say_what_to_do(self, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "9")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+        monkeypatch.setenv("LOCAL_RANK", "7")
+        assert common.device("auto") == "cuda:7"
+        monkeypatch.setenv("LOCAL_RANK", "8")
+        want = r"rank 8 of a machine that has 8 GPU\(s\): start torchrun with --nproc-per-node 8, or give --device cpu"
+        with pytest.raises(ValueError, match=want):
+            common.device("auto")
+
+    def test_the_demo_is_of_one_process(self, run, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        code, _, err = run("demo")
+        assert (code, "start it without torchrun" in err) == (2, True)
+
+    def test_a_full_gpu_is_reported_in_one_line(self, run, monkeypatch):
+        def full(options):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+
+        monkeypatch.setattr("dmic.commands.doctor.run", full)
+        code, _, err = run("doctor")
+        assert (code, err) == (2, "dmic doctor: error: CUDA out of memory. Tried to allocate 2.00 GiB. More\n")
 
 
 class TestData:

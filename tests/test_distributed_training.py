@@ -155,7 +155,7 @@ def run_with_a_seed_of_its_own(group, folder):
 
 
 def test_ranks_of_different_settings_do_not_start(tmp_path):
-    message = "all ranks must have the same settings, but rank 1 has others than rank 0"
+    message = "settings: rank 1 and rank 0 must have the same train.seed (1, not 0)"
     assert on_ranks(2, run_with_a_seed_of_its_own, tmp_path / "run") == [message] * 2
     assert not (tmp_path / "run").exists()
 

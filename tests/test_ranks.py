@@ -209,6 +209,7 @@ def test_stages_of_something_else_are_refused(ranks, gallery, tmp_path):
         ("ids", "rank 1 and rank 0 must have the same camera_ids (False, not True)"),
         ("version", "rank 1 and rank 0 must have the same version of dmic ('0.0.0', not"),
         ("length", "camera_ids must have shape [N]"),
+        ("folder", "rank 1 and rank 0 must have the same folder (True, not False)"),
         ("nan", "features must be finite in float32, got nan at row 5, column 3"),
     ],
 )
@@ -216,6 +217,43 @@ def test_ranks_that_differ_refuse_to_start(ranks, gallery, tmp_path, what, messa
     codes, texts = ranks(tmp_path, 3, "different_settings", gallery[0], what)
     assert codes == [2, 2, 2], texts
     assert all(message in text for text in texts), texts
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("shorter", f"rank 1 and rank 0 must have the same number of samples ({N - 20}, not {N})"),
+        ("other", "rank 1 and rank 0 must have the same features, by a few rows ("),
+        ("half", "rank 1 and rank 0 must have the same dtype of features ('torch.float16', not 'torch.float32'), "),
+        ("ids", "rank 1 and rank 0 must have the same camera_ids ("),
+        ("array", "file of features (False, not True)"),
+        ("nan", "nan.npy: features must be finite in float32, got nan at row 400, column 3"),
+    ],
+)
+def test_ranks_that_read_different_files_refuse_to_start(ranks, gallery, tmp_path, what, message):
+    with np.load(gallery[0]) as data:
+        features, camera_ids = data["features"], data["camera_ids"]
+    broken = features.copy()
+    broken[400, 3] = np.nan
+    files = {"features": features, "camera_ids": camera_ids, "shorter": features[:-20], "other": features * 2}
+    files |= {"half": features.astype(np.float16), "nan": broken, "array": features}
+    for name, array in files.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    codes, texts = ranks(tmp_path, 2, "different_files", tmp_path, what)
+    assert codes == [2, 2], texts
+    assert all(message in text for text in texts), texts
+
+
+def test_ranks_with_different_npz_files_refuse_to_start(ranks, gallery, tmp_path):
+    """The command reads such a file as a whole: its ranks ask each other."""
+    with np.load(gallery[0]) as data:
+        np.savez(tmp_path / "shorter.npz", **{name: data[name][:-20] for name in data.files})
+    files = gallery[0], tmp_path / "shorter.npz"
+    codes, texts = ranks(tmp_path, 2, "cluster_own_file", tmp_path / "labels.npz", *files)
+    assert codes == [2, 2], texts
+    message = f"rank 1 and rank 0 must have the same number of samples ({N - 20}, not {N})"
+    assert all(message in text for text in texts), texts
+    assert not (tmp_path / "labels.npz").exists()
 
 
 def test_killed_ranks_are_named_and_the_rest_goes_on(ranks, gallery, tmp_path):
@@ -244,13 +282,15 @@ def test_killed_ranks_are_named_and_the_rest_goes_on(ranks, gallery, tmp_path):
     assert killed >= KILLS // 2
 
 
+@pytest.mark.parametrize("fate", ["out_of_memory", "gpu_out_of_memory"])
 @pytest.mark.parametrize("phase", PHASES[:5])
-def test_a_rank_out_of_memory_is_named_with_its_phase(ranks, gallery, tmp_path, phase):
-    codes, texts, out = cluster(ranks, tmp_path, gallery, fates={1: ["out_of_memory", phase, 0]})
+def test_a_rank_out_of_memory_is_named_with_its_phase(ranks, gallery, tmp_path, phase, fate):
+    codes, texts, out = cluster(ranks, tmp_path, gallery, fates={1: [fate, phase, 0]})
     assert codes == [2, 2, 2], texts
-    assert "no memory is left" in texts[1]
+    advice = f"out of memory in {phase}; give a lower max_memory, with which blocks are smaller, use more ranks"
+    assert f"error: rank 1: {advice}" in texts[1]
     for rank in (0, 2):
-        assert f"rank 1 failed in {phase}: MemoryError: no memory is left" in texts[rank]
+        assert f"error: rank {rank}: rank 1 failed in {phase}: MemoryError: pseudo_labels: {advice}" in texts[rank]
     assert not out.exists()
 
 
@@ -330,6 +370,51 @@ def test_a_file_without_rows_has_no_clusters(tmp_path):
     np.save(tmp_path / "empty.npy", np.zeros((0, 3), np.float32))
     found = dmic.pseudo_labels(tmp_path / "empty.npy")
     assert (len(found.labels), found.num_clusters, found.num_outliers) == (0, 0, 0)
+
+
+def test_ranks_read_their_rows_of_a_file_with_ids_beside_it(ranks, gallery, tmp_path):
+    """As docs/scale.md starts it."""
+    with np.load(gallery[0]) as data:
+        for name in data.files:
+            np.save(tmp_path / f"{name}.npy", data[name])
+    path, *ids = (tmp_path / f"{name}.npy" for name in ("features", "camera_ids", "modality_ids"))
+    codes, texts, out = cluster(ranks, tmp_path, (path,), "--camera-ids", ids[0], "--modality-ids", ids[1], num_ranks=2)
+    assert codes == [0, 0], texts
+    assert_right(out, gallery)
+    broken = np.load(path)
+    broken[400, 3] = np.inf
+    np.save(path, broken)
+    codes, texts, _ = cluster(ranks, tmp_path, (path,))
+    assert codes == [2] * 3, texts
+    assert all("features.npy: features must be finite in float32, got inf at row 400, column 3" in t for t in texts)
+
+
+def test_a_stage_is_written_and_read_in_place(tmp_path):
+    """Without a second copy of it: `max_memory` counts none."""
+    code = """
+import sys, torch
+from benchmarks import measuring
+from dmic import blockwise
+from dmic.stage_files import StageFiles
+ring = blockwise.Ring.join(1000, 1000, torch.device("cpu"), None)
+files = StageFiles(sys.argv[1])
+files.open("{}", ring)
+files.save("warm", torch.zeros(1000, 8)), files.load("warm")
+rows = torch.arange(20_000_000, dtype=torch.int32).view(1000, -1)
+measuring.reset_peak(); before = measuring.current_bytes()
+files.save("knn_graph", rows)
+print(measuring.peak_bytes() - before)
+measuring.reset_peak(); before = measuring.current_bytes()
+found = files.load("knn_graph")
+print(measuring.peak_bytes() - before - found.nbytes)
+assert torch.equal(found, rows)
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(dmic.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written, read = map(int, done.stdout.split())
+    assert written < 20_000_000, "of 80 MB"
+    assert read < 100_000_000, "pages of the file, which the system can take back"
 
 
 def test_a_truncated_file_is_named(tmp_path):

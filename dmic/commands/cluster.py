@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from .. import process_group
 from .._arrays import dtype_name, to_tensor
@@ -29,8 +30,8 @@ from ..block_memory import (
     on_gpu,
 )
 from ..constants import NOISE
-from ..feature_rows import OPENERS
-from ..npz import check_npz_output, write_npz
+from ..feature_rows import OPENERS, FeatureRows
+from ..npz import check_output, write_npz
 from ..progress import show_progress
 from ..pseudo_labels import PseudoLabels, check_search, estimate_memory, needs_copy, pseudo_labels
 from . import common
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, device: str, group: process_group.Group) -> int:
     first = process_group.rank(group) == 0
-    check_npz_output(options.out, options.file)
+    check_output(options.out, options.file)
     gallery = load_gallery(options.file, options.camera_ids, options.modality_ids)
     search = {"k1": options.k1, "k2": options.k2, "eps": options.eps}
     settings = {**search, "min_samples": options.min_samples}
@@ -106,9 +107,12 @@ def _run(options: argparse.Namespace, device: str, group: process_group.Group) -
     if in_blocks and options.file.suffix in OPENERS:
         features, shared = options.file, ids  # every rank reads its own share
     elif group is not None:
+        from ..distributed import agree_on_gallery  # loads the compiled ops
+
+        agree_on_gallery(str(options.file), FeatureRows.of(str(options.file), features), group, **ids)
         features = features[own]
     elif not in_blocks:
-        features = features.to(device)
+        features = _moved(features, device)
     rows = {"process_group": group, "folder": options.resume, "device": device} if in_blocks else {}
     with show_progress() if first else nullcontext() as progress:
         result = pseudo_labels(features, **shared, **settings, **rows, max_memory=limit, progress=progress)
@@ -126,6 +130,16 @@ def _run(options: argparse.Namespace, device: str, group: process_group.Group) -
     _print_result(result, ids)
     print(f"wrote {options.out}")
     return 0
+
+
+def _moved(features: torch.Tensor, device: str) -> torch.Tensor:
+    try:
+        return features.to(device)
+    except torch.OutOfMemoryError as error:
+        needed = format_bytes(features.nbytes)
+        raise MemoryError(
+            f"the features, {needed}, do not fit {device}; give --max-memory, with which they go there in blocks"
+        ) from error
 
 
 @dataclass(frozen=True)

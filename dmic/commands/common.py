@@ -35,7 +35,13 @@ def device(name: str) -> str:
     if name.startswith("cuda") and not process_group.is_alone():
         if name != "cuda":
             raise ValueError(f"--device {name}: every rank takes the GPU of its own number, use --device cuda")
-        name = f"cuda:{process_group.local_rank()}"
+        found, rank = torch.cuda.device_count(), process_group.local_rank()
+        if rank >= found:
+            raise ValueError(
+                f"rank {rank} of a machine that has {found} GPU(s): start torchrun with --nproc-per-node {found}, "
+                "or give --device cpu"
+            )
+        name = f"cuda:{rank}"
     check_device("--device", name)
     return name
 

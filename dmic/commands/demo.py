@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from .. import process_group
 from ..config import Config, load_config
 from ..data import Dataset
 from ..evaluate import ProtocolResult
@@ -42,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train by the recipe `landsat`, print scores, and draw what unseen queries retrieve before and after."""
+    if not process_group.is_alone():
+        raise ValueError("the demo is of one process: start it without torchrun; `dmic train landsat` is of several")
     settings = [*(QUICK if options.quick else ()), *options.set]
     if options.seed is not None:
         settings.append(f"train.seed={options.seed}")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from .. import process_group
 from .._version import __version__
 from ..constants import INFRARED, VISIBLE
 from ..data import samples_in_folder, samples_in_manifest
 from ..models import embed
-from ..npz import check_npz_output, write_npz
+from ..npz import check_output, write_npz, write_safetensors
 from ..run import load_run
 from . import common
 
@@ -21,14 +23,15 @@ MODALITIES = {"visible": VISIBLE, "infrared": INFRARED}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `dmic embed`."""
-    parser.description = "Write features, camera_ids, modality_ids and paths of every image in SOURCE to OUT.npz."
+    parser.description = (
+        "Write features, camera_ids, modality_ids and paths of every image in SOURCE to OUT: .npz, or .safetensors, of "
+        "which the ranks of `dmic cluster` read a share each. Under torchrun every rank embeds a share."
+    )
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="the folder of a finished `dmic train`")
     parser.add_argument(
         "source", type=Path, metavar="SOURCE", help="a manifest (.csv, .parquet), or a folder of images"
     )
-    parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="OUT.npz", help="written only if all goes well"
-    )
+    parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="written only if all goes well")
     parser.add_argument(
         "--modality",
         choices=sorted(MODALITIES),
@@ -39,8 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Embed, and write the features."""
-    check_npz_output(options.out, options.source)
+    """Embed, and write the features; under torchrun every rank embeds a share, and rank 0 writes."""
+    device = common.device(options.device)
+    with process_group.started(device) as group:
+        return _run(options, device, group)
+
+
+def _run(options: argparse.Namespace, device: str, group: process_group.Group) -> int:
+    check_output(options.out, options.source, (".npz", ".safetensors"))
     config, network = load_run(options.run_folder, tuple(options.set))
     if config.data.kind == "landsat":
         raise ValueError(f"{options.run_folder}: this network takes crops of one satellite band, not image files")
@@ -55,17 +64,19 @@ def run(options: argparse.Namespace) -> int:
     else:
         samples = samples_in_manifest(options.source)
     gallery = samples.gallery(height=config.data.height, width=config.data.width, num_workers=config.data.num_workers)
-    console = Console(highlight=False)
+    first = process_group.rank(group) == 0
+    console = Console(highlight=False, quiet=not first)
     with common.phases(console) as progress:
-        features = embed(network.to(common.device(options.device)), gallery, device="cpu", progress=progress)
-    write_npz(
-        options.out,
-        features=features.numpy(),
-        camera_ids=samples.camera_ids.numpy(),
-        modality_ids=samples.modality_ids.numpy(),
-        paths=np.array([str(path) for path in samples.paths]),
-        dmic_version=__version__,
-    )
+        features = embed(network.to(device), gallery, device="cpu", progress=progress, group=group)
+    if not first:
+        return 0
+    ids = {"camera_ids": samples.camera_ids.numpy(), "modality_ids": samples.modality_ids.numpy()}
+    paths = [str(path) for path in samples.paths]
+    if options.out.suffix == ".npz":
+        write_npz(options.out, features=features.numpy(), **ids, paths=np.array(paths), dmic_version=__version__)
+    else:
+        texts = {"paths": json.dumps(paths), "dmic_version": __version__}
+        write_safetensors(options.out, texts, features=features.numpy(), **ids)
     console.print(f"{len(features)} images x {features.shape[1]} features")
     console.print(
         f"wrote {options.out}  [dim]`dmic cluster {options.out} -o labels.npz` clusters it[/dim]", soft_wrap=True
