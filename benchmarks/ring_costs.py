@@ -197,8 +197,9 @@ def core_rates(
     """Seconds of a core, for features that vary in few directions, as networks' do (`dmic/directions.py`), with the
     instructions of `blocked` and `whole`, or of the runs `others`.
 
-    The search and the encoding are linear in d between what was measured at two of them, their rows in k1; expansion
-    and join are linear in k2, by their times in suite.json.
+    What blocks that meet cost the search is proportional to d; its pairs and the rows of the encoding are linear in d
+    between what was measured at two of them, rows of both in k1. Expansion and join are linear in k2, by their times in
+    suite.json.
     """
     blocked, whole = blocked or measured_in_blocks(), whole or measured_in_memory()
     narrow = fit(blocked)
@@ -206,16 +207,18 @@ def core_rates(
     low, high = blocked[0].case, whole[0].case
     place = max(0.0, (case.dim - low.dim) / (high.dim - low.dim))
 
-    def along(stage: str, name: str, lists: int = 0) -> float:
-        first, last = (getattr(rates[stage], name) for rates in (narrow, wide))
-        first, last = first / low.k1**lists, last / high.k1**lists
-        return max(first, first + place * (last - first)) * case.k1**lists
+    def along(first: float, last: float) -> float:
+        return max(first, first + place * (last - first))
 
     found = dict(narrow)
-    found["knn_graph"] = replace(narrow["knn_graph"], pair=along("knn_graph", "pair"), row=along("knn_graph", "row", 1))
-    found["k_reciprocal_encoding"] = replace(
-        narrow["k_reciprocal_encoding"], row=along("k_reciprocal_encoding", "row", 1)
+    search, rows = narrow["knn_graph"], narrow["k_reciprocal_encoding"].row / low.k1
+    found["knn_graph"] = Cost(
+        pair=along(search.pair, wide["knn_graph"].pair),
+        met=search.met * case.dim / low.dim,
+        row=search.row / low.k1 * case.k1,
     )
+    rows = along(rows, wide["k_reciprocal_encoding"].row / high.k1) * case.k1
+    found["k_reciprocal_encoding"] = replace(narrow["k_reciprocal_encoding"], row=rows)
     for stage, more in (("invariant_expansion", 2), ("jaccard_distance", 3)):
         found[stage] = times(narrow[stage], (case.k2 + more) / (low.k2 + more))
     if others:

@@ -30,7 +30,14 @@ from rich.table import Table
 import dmic
 from dmic import process_group
 from dmic._native import set_simd_level
-from dmic.block_memory import LIBRARY_BYTES, Search, block_memory, choose_block_rows, expected_memory
+from dmic.block_memory import (
+    LIBRARY_BYTES,
+    RANK_LIBRARY_BYTES,
+    Search,
+    block_memory,
+    choose_block_rows,
+    expected_memory,
+)
 from dmic.commands.cluster import parse_bytes
 
 from . import measuring
@@ -81,7 +88,7 @@ def estimate(num_samples: int, ranks: int, dim: int, search: Search, max_memory:
     block_rows = choose_block_rows("scale", *case, max_memory)
     most, about = block_memory(*case, block_rows), expected_memory(*case, block_rows)
     torch.set_num_threads(before)
-    return max(most.values()), about.peak_bytes + LIBRARY_BYTES
+    return max(most.values()), about.peak_bytes + (LIBRARY_BYTES if ranks == 1 else RANK_LIBRARY_BYTES)
 
 
 def quality(labels: np.ndarray, person_ids: np.ndarray) -> dict[str, float]:

@@ -14,7 +14,7 @@ from . import directions
 MAX_BLOCK_ROWS = 1 << 16  # of a block where memory allows more
 MIN_BLOCK_ROWS = 1 << 10
 LIBRARY_BYTES = 14_000_000  # of libraries on their first use
-RANK_LIBRARY_BYTES = 52_000_000  # of them and of messages under way, in a rank of several; measured, at most
+RANK_LIBRARY_BYTES = 30_000_000  # of them and of messages under way in a rank of several: up to twice that
 ENTRY_BYTES = 8  # of a stored value of a Csr
 MERGED_ROWS = 1 << 12  # of lists that are merged at a time
 EDGE_BYTES = 12  # of a pair in one direction while pairs are collected

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import ring_model, scale
 from benchmarks.ring_costs import (
+    DIM,
     RESULTS,
     STAGES,
     Cost,
@@ -27,7 +28,7 @@ from benchmarks.ring_costs import (
 from benchmarks.ring_replay import NOTICES, RECORDING, Link, Post, Stage, Together, program, replay, replay_in_step
 from benchmarks.sizes import generate_gallery
 from benchmarks.traffic import Case, sent_bytes
-from dmic.block_memory import LIBRARY_BYTES, Search
+from dmic.block_memory import LIBRARY_BYTES, RANK_LIBRARY_BYTES, Search
 from dmic.commands.cluster import parse_bytes
 
 FACTOR = 1.5
@@ -161,7 +162,7 @@ def test_runs_over_ranks_are_predicted_from_the_other_runs():
     document = json.loads((RESULTS / "scale.json").read_text())
     runs = measured_in_blocks(document)
     assert len(runs) > 4
-    rows = [row for row in document["runs"] if row["simd"] is None]
+    rows = [row for row in document["runs"] if row["simd"] is None and row["dim"] == DIM]
     for number, (run, row) in enumerate(zip(runs, rows, strict=True)):
         rates = fit(runs[:number] + runs[number + 1 :])
         rates = {stage: times(cost, 1 / run.cores) for stage, cost in rates.items()}
@@ -171,7 +172,45 @@ def test_runs_over_ranks_are_predicted_from_the_other_runs():
         assert within(found.seconds["knn_graph"], run.stages["knn_graph"]), name
         assert within(max(memory(run.case).values()), max(row["peak_bytes"])), name
         for stage in STAGES:
-            assert within(found.seconds[stage], run.stages[stage], 2), (name, stage)
+            assert within(found.seconds[stage], run.stages[stage], 2.5), (name, stage)
+
+
+def test_runs_without_bfloat16_are_predicted_from_each_other():
+    runs = measured_in_blocks(simd="avx512")
+    assert len(runs) >= 2
+    for number, run in enumerate(runs):
+        rates = core_rates(run.case, others=runs[:number] + runs[number + 1 :])
+        found = replay(run.case, {stage: times(cost, 1 / run.cores) for stage, cost in rates.items()})
+        assert within(found.total, sum(run.stages.values()))
+        assert within(found.seconds["knn_graph"], run.stages["knn_graph"])
+        assert run.stages["knn_graph"] > 1.5 * compute_seconds(run.case, 0, core_rates(run.case))["knn_graph"]
+
+
+def test_runs_of_wide_features_are_predicted_from_narrow_ones_and_one_process():
+    runs = measured_in_blocks(dim=2048)
+    assert {run.case.ranks for run in runs} == {1, 2}
+    for run in runs:
+        rates = {stage: times(cost, 1 / run.cores) for stage, cost in core_rates(run.case).items()}
+        found = replay(run.case, rates, lambda a, b: Link(1e9, 1e-4))
+        assert within(found.total, sum(run.stages.values()))
+
+
+def test_what_runs_were_told_before_the_work_was_right():
+    """By the formulas as they are: `about` within a fifth, and no more than `at most` and libraries."""
+    for row in json.loads((RESULTS / "scale.json").read_text())["runs"]:
+        n, ranks, dim, threads = (row[name] for name in ("num_samples", "ranks", "dim", "threads"))
+        most, about = scale.estimate(n, ranks, dim, Search(row["k1"], row["k2"], 0.6, 4), row["max_memory"], threads)
+        assert (most, about) == (row["estimated_bytes"], row["expected_bytes"])
+        assert max(row["peak_bytes"]) == pytest.approx(about, rel=0.2)
+        assert max(row["peak_bytes"]) <= most + (LIBRARY_BYTES if ranks == 1 else 2 * RANK_LIBRARY_BYTES)
+        assert most <= row["max_memory"]
+
+
+def test_labels_of_all_runs_are_equal():
+    runs = json.loads((RESULTS / "scale.json").read_text())["runs"]
+    for row in runs:
+        assert set(scale.others(row, runs)) <= {row["labels_sha256"]}, f"{row['num_samples']} rows"
+    assert {row["num_samples"] for row in runs if not scale.others(row, runs)} <= {500_000}
 
 
 @pytest.mark.parametrize(("n", "dim", "limit"), [(10_000, 256, "100MB"), (20_000, 64, "65MB")])
@@ -259,9 +298,11 @@ def test_a_rank_that_is_not_there_is_named(monkeypatch, capsys, slow):
         run(monkeypatch, capsys, "--num-samples", "1e5", "--ranks", "2", *slow)
 
 
-def test_the_table_of_the_documentation_is_that_of_the_command(monkeypatch):
+def test_the_tables_of_the_documentation_are_those_of_the_commands(monkeypatch):
+    page = ring_model.PAGE.read_text()
+    runs = scale.page_table(json.loads((RESULTS / "scale.json").read_text())["runs"])
+    assert f"{scale.BEGIN}\n\n{runs}\n\n{scale.END}" in page
     monkeypatch.setattr(ring_model, "RANKS", (8, 512))  # 64 ranks take seconds
     text = ring_model.page_table(ring_model.parser().parse_args([]))
-    page = ring_model.PAGE.read_text()
     assert len(text.splitlines()) == 2 + 3 * 2
     assert all(line in page for line in text.splitlines())
