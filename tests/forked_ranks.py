@@ -49,6 +49,10 @@ def hangs(rank: int) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def stopped(rank: int) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def out_of_memory(rank: int) -> None:
     raise MemoryError("no memory is left")
 

@@ -245,6 +245,32 @@ def test_killed_ranks_are_named_and_the_rest_goes_on(ranks, gallery, tmp_path):
 
 
 @pytest.mark.parametrize("phase", PHASES[:5])
+def test_a_rank_that_is_stopped_says_so_and_is_named(ranks, gallery, tmp_path, phase):
+    codes, texts, out = cluster(ranks, tmp_path, gallery, fates={1: ["stopped", phase, 0]})
+    assert codes == [2, 2, 2], texts
+    assert f"rank 1: stopped by SIGTERM in {phase}\n" in texts[1]
+    for rank in (0, 2):
+        assert f"rank {rank}: rank 1 was stopped in {phase}\n" in texts[rank], texts
+    assert not out.exists()
+
+
+def test_ranks_that_are_all_stopped_blame_nobody(ranks, gallery, tmp_path):
+    codes, texts, _ = cluster(ranks, tmp_path, gallery, fates={rank: ["stopped", "dbscan", 0] for rank in range(3)})
+    assert codes == [2, 2, 2], texts
+    assert all(f"rank {rank}: stopped by SIGTERM in dbscan\n" in texts[rank] for rank in range(3)), texts
+
+
+@pytest.mark.parametrize("delay", [0, 0.02])
+def test_a_killed_rank_is_named_where_the_rest_is_then_stopped(ranks, gallery, tmp_path, delay):
+    """As torchrun does it, here for one rank that has not noticed yet, or just has."""
+    fates = {2: ["killed", "jaccard_distance", 0], 1: ["stopped", "jaccard_distance", delay]}
+    codes, texts, _ = cluster(ranks, tmp_path, gallery, fates=fates)
+    assert codes == [2, 2, -9], texts
+    for rank in (0, 1):
+        assert f"rank {rank}: rank 2 in jaccard_distance: killed, or no answer" in texts[rank], texts
+
+
+@pytest.mark.parametrize("phase", PHASES[:5])
 def test_a_rank_out_of_memory_is_named_with_its_phase(ranks, gallery, tmp_path, phase):
     codes, texts, out = cluster(ranks, tmp_path, gallery, fates={1: ["out_of_memory", phase, 0]})
     assert codes == [2, 2, 2], texts
