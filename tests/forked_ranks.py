@@ -167,7 +167,7 @@ def main() -> None:
     import torch.distributed as dist
 
     from dmic import distributed, stage_files  # noqa: F401 (imported once, for all children)
-    from dmic.commands import cluster  # noqa: F401
+    from dmic.commands import cluster, train  # noqa: F401
     from dmic.process_group import Watch
 
     Watch.GRACE = 1.0

@@ -56,13 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-memory", type=parse_bytes, metavar="SIZE", help="such as 4GB: work in blocks that fit")
     common.add_device(parser)
     parser.add_argument("--resume", type=Path, metavar="DIR", help="keep finished stages there, and go on from them")
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=30,
-        metavar="MINUTES",
-        help="under torchrun: give a silent rank up (default: 30)",
-    )
+    common.add_timeout(parser, 30)
 
 
 def run(options: argparse.Namespace) -> int:
