@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -220,15 +221,17 @@ def test_ranks_that_differ_refuse_to_start(ranks, gallery, tmp_path, what, messa
 
 def test_killed_ranks_are_named_and_the_rest_goes_on(ranks, gallery, tmp_path):
     """Any of three ranks, in every phase, at its begin or a moment later; then any number of ranks goes on."""
-    chance, killed = random.Random(5), 0
-    for trial in range(KILLS):
-        folder = tmp_path / str(trial)
+    chance, killed, trials = random.Random(5), Counter(), 0
+    while killed.total() < KILLS:
+        folder = tmp_path / str(trials)
         folder.mkdir()
-        victim, phase = chance.randrange(3), PHASES[trial % len(PHASES)]
-        delay = 0 if trial % 2 else chance.choice((0.001, 0.003, 0.01))
+        turn, number = divmod(trials, len(PHASES))
+        victim, phase = chance.randrange(3), PHASES[number]
+        delay = chance.choice((0.001, 0.003, 0.01)) if turn % 2 else 0
         codes, texts, out = cluster(ranks, folder, gallery, fates={victim: ["killed", phase, delay]})
+        assert codes[victim] == -9 or (delay and codes == [0] * 3), texts
         if codes[victim] == -9:
-            killed += 1
+            killed[phase] += 1
             others = [rank for rank in range(3) if rank != victim]
             for rank in others:
                 assert codes[rank] == 2 or (codes[rank] == 0 and (delay or phase == PHASES[-1])), texts
@@ -241,7 +244,9 @@ def test_killed_ranks_are_named_and_the_rest_goes_on(ranks, gallery, tmp_path):
         assert codes == [0] * number, texts
         assert_right(out, gallery)
         assert not list(folder.rglob("*.npz.*"))
-    assert killed >= KILLS // 2
+        trials += 1
+        assert trials < 2 * KILLS, killed
+    assert min(killed[phase] for phase in PHASES) >= KILLS // len(PHASES) // 2, killed
 
 
 @pytest.mark.parametrize("phase", PHASES[:5])
