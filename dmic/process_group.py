@@ -86,7 +86,8 @@ def started(device: str | torch.device, timeout: timedelta = TIMEOUT) -> Iterato
     except RuntimeError as error:
         if group is None or not is_lost(error):
             raise
-        raise ConnectionError("another rank has ended or cannot be reached; what it wrote says why") from error
+        why = backend_error(error)
+        raise ConnectionError(f"another rank has ended or cannot be reached; what it wrote says why ({why})") from error
     # After an error there may be messages under way that nobody receives: leaving in order would wait for them.
     stop(group)
 
@@ -217,6 +218,11 @@ def is_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or LOST.search(str(error)) is not None
 
 
+def backend_error(error: RuntimeError) -> str:
+    """What the backend said, in one line and without its stack."""
+    return " ".join(str(error).partition("Exception raised from")[0].split())
+
+
 class Watch:
     """What every rank is doing, noted in the store of the job, so that those who outlive another can say what it was.
 
@@ -308,7 +314,8 @@ class Watch:
             if lost:
                 return f"the process that keeps the store of the job is gone; this rank was in {self.phase} ({gone})"
         if lost:
-            return f"the ranks lost each other in {self.phase}; is the network there, and the timeout long enough?"
+            lost_each_other = f"the ranks lost each other in {self.phase}; is the network there, and the timeout long"
+            return f"{lost_each_other} enough? ({backend_error(error)})"
         return f"stopped by SIGTERM in {self.phase}" if isinstance(error, _Stopped) else None
 
     def _who_was_lost(self, stopped: bool) -> str | None:

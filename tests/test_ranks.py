@@ -295,6 +295,17 @@ def test_a_rank_that_hangs_ends_the_job_within_the_timeout(ranks, gallery, tmp_p
     assert not out.exists()
 
 
+def test_what_the_backend_says_is_not_lost(ranks, tmp_path):
+    """Here an error of all ranks alike, as of two that were given one GPU."""
+    codes, texts = ranks(tmp_path, 2, "backend_fails", "guarded")
+    assert codes == [2, 2], texts
+    said = "(NCCL error in: NCCLUtils.cpp:77, invalid usage Last error: Duplicate GPU detected)"
+    whole = f"the ranks lost each other in dbscan; is the network there, and the timeout long enough? {said}\n"
+    assert texts == [whole, whole]
+    codes, texts = ranks(tmp_path, 2, "backend_fails", "alone")
+    assert texts == [f"another rank has ended or cannot be reached; what it wrote says why {said}\n"] * 2
+
+
 # One process
 
 
