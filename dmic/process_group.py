@@ -205,6 +205,15 @@ def first_on_its_machine(group: Group) -> Iterator[None]:
         barrier(group)
 
 
+def check_backend(name: str, group: Group) -> None:
+    """Raise ValueError for a group that cannot send tensors on the CPU: counts and texts are such everywhere."""
+    if group is not None and "cpu:" not in (config := dist.get_backend_config(group)):
+        raise ValueError(
+            f"{name}: process_group must send tensors on the CPU too, got one that is {config}; "
+            'make it by init_process_group("cpu:gloo,cuda:nccl")'
+        )
+
+
 def check_same(what: str, digest: str, group: Group) -> None:
     """Raise ValueError on every rank unless all have the same text, of the same length everywhere."""
     digests = all_gather_rows(torch.tensor([list(digest.encode())], dtype=torch.uint8), group)

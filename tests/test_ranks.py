@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from forked_ranks import ForkedRanks
 from generators import gallery as generate
 
@@ -293,6 +294,15 @@ def test_a_rank_that_hangs_ends_the_job_within_the_timeout(ranks, gallery, tmp_p
     assert codes[:2] == [2, 2], texts
     assert any("rank 2 in jaccard_distance: killed, or no answer within the timeout" in text for text in texts), texts
     assert not out.exists()
+
+
+def test_a_group_of_gpus_alone_is_refused():
+    dist.init_process_group("cuda:gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r"that is cuda:gloo; make it by init_process_group.*cpu:gloo,cuda:nccl"):
+            dmic.pseudo_labels(torch.ones(5, 3), k1=2, k2=1, process_group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
 
 
 def test_what_the_backend_says_is_not_lost(ranks, tmp_path):
