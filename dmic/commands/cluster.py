@@ -62,8 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Cluster, write, and print what was found; under torchrun rank 0 does the latter two."""
     device = common.device(options.device)
-    with process_group.started(device, timedelta(minutes=options.timeout)) as group:
-        return _run(options, device, group)
+    try:
+        with process_group.started(device, timedelta(minutes=options.timeout)) as group:
+            return _run(options, device, group)
+    except ConnectionError as error:
+        if options.resume is None:
+            raise
+        raise ConnectionError(f"{error}; the same command goes on from what is in {options.resume}") from error
 
 
 def _run(options: argparse.Namespace, device: str, group: process_group.Group) -> int:
