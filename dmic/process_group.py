@@ -25,6 +25,7 @@ import torch.distributed as dist
 Group = dist.ProcessGroup | None
 GATHERED_BYTES = 1 << 23  # of all ranks at a time
 TIMEOUT = timedelta(hours=2)  # how long one rank may decode, cluster, score or write before the others give up on it
+PROBE = 7919  # tag of messages that nobody receives
 LOST = re.compile(r"gloo/|NCCL|[Cc]onnection (reset|closed|refused|was)", re.ASCII)
 
 
@@ -85,7 +86,8 @@ def started(device: str | torch.device, timeout: timedelta = TIMEOUT) -> Iterato
     except RuntimeError as error:
         if group is None or not is_lost(error):
             raise
-        raise ConnectionError("another rank has ended or cannot be reached; what it wrote says why") from error
+        why = backend_error(error)
+        raise ConnectionError(f"another rank has ended or cannot be reached; what it wrote says why ({why})") from error
     # After an error there may be messages under way that nobody receives: leaving in order would wait for them.
     stop(group)
 
@@ -203,6 +205,15 @@ def first_on_its_machine(group: Group) -> Iterator[None]:
         barrier(group)
 
 
+def check_backend(name: str, group: Group) -> None:
+    """Raise ValueError for a group that cannot send tensors on the CPU: counts and texts are such everywhere."""
+    if group is not None and "cpu:" not in (config := dist.get_backend_config(group)):
+        raise ValueError(
+            f"{name}: process_group must send tensors on the CPU too, got one that is {config}; "
+            'make it by init_process_group("cpu:gloo,cuda:nccl")'
+        )
+
+
 def check_same(what: str, digest: str, group: Group) -> None:
     """Raise ValueError on every rank unless all have the same text, of the same length everywhere."""
     digests = all_gather_rows(torch.tensor([list(digest.encode())], dtype=torch.uint8), group)
@@ -216,6 +227,11 @@ def is_lost(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or LOST.search(str(error)) is not None
 
 
+def backend_error(error: RuntimeError) -> str:
+    """What the backend said, in one line and without its stack."""
+    return " ".join(str(error).partition("Exception raised from")[0].split())
+
+
 class Watch:
     """What every rank is doing, noted in the store of the job, so that those who outlive another can say what it was.
 
@@ -225,10 +241,12 @@ class Watch:
 
     GRACE = 3.0  # seconds in which the others may say what went wrong
     PREFIX = "dmic/watch"
+    ENDINGS = ("failed", "stopped", "survived")  # what a rank notes of itself before it ends
 
     def __init__(self, group: Group):
         self.group = group
         self.store = None
+        self.probes = []  # messages that nobody receives, kept until the process ends
         if group is not None:
             self.store = dist.distributed_c10d._get_default_store()
             settle_at_exit()
@@ -243,67 +261,111 @@ class Watch:
     def guard(self) -> Iterator[None]:
         """Errors inside are told to the other ranks; an error that is a lost rank becomes one that names it.
 
+        Guards may be nested: the inner one tells.
+
         Raises:
-            ConnectionError: which rank, in which phase, and why.
+            ConnectionError: which rank, in which phase, and why; or that SIGTERM has stopped this one.
         """
         if self.group is None:
             yield
             return
-        for key in ("failed", "survived"):  # of an error that somebody caught
-            self._note(key, "")
+        for ending in self.ENDINGS:  # of an error that somebody caught
+            self._note(ending, "")
         before = signal.getsignal(signal.SIGTERM)
-        catches = threading.current_thread() is threading.main_thread() and before in (signal.SIG_DFL, None)
+        catches = threading.current_thread() is threading.main_thread()
+        catches = catches and before in (signal.SIG_DFL, None, _raise_stopped)
         if catches:  # torchrun ends the others as soon as one rank has ended
             signal.signal(signal.SIGTERM, _raise_stopped)
         try:
             yield
-        except (RuntimeError, _Stopped) as error:
+        except BaseException as error:
             if catches:
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            if isinstance(error, _Stopped) or is_lost(error):
-                raise ConnectionError(self._who_was_lost()) from error
-            self._note("failed", f"{type(error).__name__}: {error}")
-            raise
-        except BaseException as error:
-            self._note("failed", f"{type(error).__name__}: {error}")
+            if before is _raise_stopped:
+                before = signal.SIG_IGN  # until the guard around this one has ended too
+            if (told := self._tell(error)) is not None:
+                raise ConnectionError(told) from error
             raise
         finally:
             if catches:
                 signal.signal(signal.SIGTERM, before)
 
-    def _note(self, key: str, text: str) -> None:
+    def _key(self, what: str, other: int | None = None) -> str:
+        return f"{self.PREFIX}/{what}/{rank(self.group) if other is None else other}"
+
+    def _note(self, what: str, text: str) -> None:
         if self.store is None:
             return
         try:
-            self.store.set(f"{self.PREFIX}/{key}/{rank(self.group)}", text)
+            self.store.set(self._key(what), text)
         except RuntimeError as error:
             raise ConnectionError(
                 f"the store of the job is gone, and with it the process that kept it ({error})"
             ) from error
 
-    def _read(self, key: str, other: int) -> str | None:
-        name = f"{self.PREFIX}/{key}/{other}"
-        return (self.store.get(name).decode() or None) if self.store.check([name]) else None
+    def _read(self, what: str, other: int) -> str | None:
+        key = self._key(what, other)
+        return (self.store.get(key).decode() or None) if self.store.check([key]) else None
 
-    def _who_was_lost(self) -> str:
-        others = [other for other in range(size(self.group)) if other != rank(self.group)]
+    def _tell(self, error: BaseException) -> str | None:
+        """Note how this rank ends; what is to be said in place of the error, or None if that says it all."""
+        stopped = isinstance(error, (_Stopped, KeyboardInterrupt))
+        lost = isinstance(error, RuntimeError) and is_lost(error)
         try:
-            self.store.set(f"{self.PREFIX}/survived/{rank(self.group)}", self.phase)
-            deadline = time.monotonic() + self.GRACE
-            while True:
-                for other in others:
-                    if (cause := self._read("failed", other)) is not None:
-                        return f"rank {other} failed in {self._read('phase', other) or 'the start'}: {cause}"
-                silent = [other for other in others if self._read("survived", other) is None]
-                if not silent or time.monotonic() > deadline:
-                    break
-                time.sleep(0.05)
-            if not silent:
-                return f"the ranks lost each other in {self.phase}; is the network there, and the timeout long enough?"
-            was = ", ".join(f"rank {other} in {self._read('phase', other) or 'the start'}" for other in silent)
+            if any(self._read(ending, rank(self.group)) for ending in self.ENDINGS):
+                return None  # a guard inside has told
+            if not stopped and not lost:
+                self.store.set(self._key("failed"), f"{type(error).__name__}: {error}")
+                return None
+            if (who := self._who_was_lost(stopped)) is not None:
+                return who
+        except RuntimeError as gone:
+            if lost:
+                return f"the process that keeps the store of the job is gone; this rank was in {self.phase} ({gone})"
+        if lost:
+            lost_each_other = f"the ranks lost each other in {self.phase}; is the network there, and the timeout long"
+            return f"{lost_each_other} enough? ({backend_error(error)})"
+        return f"stopped by SIGTERM in {self.phase}" if isinstance(error, _Stopped) else None
+
+    def _who_was_lost(self, stopped: bool) -> str | None:
+        """The ranks that ended this one, once all have noted how they end or had the time to; None: nobody did.
+
+        One that notes nothing was killed or hangs, or else has not noticed yet: where a rank was stopped, this one or
+        another, it is only held against those that cannot be reached.
+        """
+        others = [other for other in range(size(self.group)) if other != rank(self.group)]
+        # one that has left without waiting for this one to note anything was stopped alone
+        left = [other for other in others if self._read("stopped", other) is not None and self._is_gone(other)]
+        self.store.set(self._key("stopped" if stopped else "survived"), self.phase)
+        deadline = time.monotonic() + self.GRACE
+        while True:
+            for other in others:
+                if (cause := self._read("failed", other)) is not None:
+                    return f"rank {other} failed in {self._phase(other)}: {cause}"
+            first = [other for other in others if self._read("stopped", other) is not None]
+            noticed = [other for other in others if self._read("survived", other) is not None]
+            silent = [other for other in others if other not in first + noticed]
+            if not silent or time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+        if first or (stopped and not noticed):
+            silent = [other for other in silent if self._is_gone(other)]
+        if silent:
+            was = ", ".join(f"rank {other} in {self._phase(other)}" for other in silent)
             return f"{was}: killed, or no answer within the timeout"
-        except RuntimeError as error:
-            return f"the process that keeps the store of the job is gone; this rank was in {self.phase} ({error})"
+        first = left if stopped else first
+        return ", ".join(f"rank {other} was stopped in {self._phase(other)}" for other in first) or None
+
+    def _phase(self, other: int) -> str:
+        return self._read("phase", other) or "the start"
+
+    def _is_gone(self, other: int) -> bool:
+        """Whether the connection to another rank is broken; the group is of no use afterwards."""
+        try:
+            self.probes.append(dist.isend(torch.zeros(1), group=self.group, group_dst=other, tag=PROBE))
+        except RuntimeError:
+            return True
+        return False
 
 
 class _Stopped(BaseException):

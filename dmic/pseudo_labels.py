@@ -172,7 +172,7 @@ def pseudo_labels(
         process_group: of torch.distributed, whose ranks all call this. Each gives its own rows of the gallery, features
             and ids, in the order of ranks, and gets the labels of these rows; numbers of clusters and outliers are of
             the whole. From a path each takes its share, and ids are then those of all rows. The labels are those of one
-            process.
+            process. It must send tensors on the CPU too: on GPUs, make it by init_process_group("cpu:gloo,cuda:nccl").
         folder: where neighbours, encoding and distances are kept as they are finished, and taken from if they are
             there, also by another number of ranks.
         device: where to compute, if not where the features are, block by block: features in a file, or in memory and
@@ -512,6 +512,7 @@ def _by_blocks(
     from .stage_files import StageFiles
 
     problem, camera, modality, marks = None, None, None, {"folder": folder is not None}
+    ranks.check_backend(name, group)
     try:
         if features is None:
             raise ValueError(f"{name}: features are needed, got None")

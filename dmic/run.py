@@ -37,7 +37,7 @@ from .data.augment_rgb import exchanged_view, infrared_view, visible_view
 from .evaluate import ProtocolResult, evaluate_protocol, purity, splits, used_samples
 from .memory import ClusterMemory, InstanceMemory
 from .models import TwoStreamNetwork, embed, resnet_two_stream, small_two_stream
-from .process_group import Group
+from .process_group import Group, Watch
 from .pseudo_labels import OUT_OF_MEMORY
 from .ranking import Rerank
 from .schedules import neighborhood_size
@@ -429,10 +429,17 @@ def run_training(
     Raises:
         Interrupted: Ctrl-C or SIGTERM; the state is saved, except by a second one.
         ValueError: the folder is not fit for this run, the ranks differ, or see `dmic.train.train`.
-        OSError: a file cannot be read or written.
+        OSError: a file cannot be read or written; another rank was lost: says which, and in which phase.
         MemoryError: of the machine or the GPU.
         Whatever is raised, the last checkpoint is whole.
     """
+    watch = Watch(group)
+    with watch.guard():
+        return _run_training(watch, config, folder, resume, device, report, progress)
+
+
+def _run_training(watch, config, folder, resume, device, report, progress) -> tuple[TwoStreamNetwork, Dataset]:
+    group = watch.group
     is_main = process_group.rank(group) == 0
     if is_main:
         folder.check(config, resume=resume)  # before a large data set is opened
@@ -447,7 +454,8 @@ def run_training(
         network = (build_blank if saved else build_network)(config, num_channels).to(device)
     stages = build_stages(config)
     stop = StopRequest()
-    with folder.held(config, resume=resume) if is_main else folder.resumable(), stop.listening():
+    holds = folder.held(config, resume=resume) if is_main else folder.resumable()
+    with holds, watch.guard(), stop.listening():
         state = folder.restore(network, dataset.train, group) if saved else TrainingState(network)
         if is_main:
             folder.forget_after(sum(stage.num_epochs for stage in stages[: state.stage]) + state.epoch if saved else -1)
@@ -501,6 +509,7 @@ def run_training(
             after_epoch=save,
             after_iteration=after_iteration,
             progress=advance,
+            enter=watch.enter,
         )
         train(
             state,

@@ -117,6 +117,7 @@ class Hooks:
     after_epoch: Callable[[TrainingState], None] = lambda state: None  # the state is that before the next epoch
     after_iteration: Callable[[TrainingState], None] = lambda state: None
     progress: Callable[[str, int, int], None] | None = None  # (phase, done, total); may raise to stop
+    enter: Callable[[str], None] = lambda phase: None  # before "embed", "cluster", "train" and "evaluate"
 
 
 def train(
@@ -159,6 +160,7 @@ def train(
     if ranks is not None:
         share_statistics(network, ranks)
     if state.is_new:
+        hooks.enter("evaluate")
         hooks.log({"epoch": 0, **hooks.evaluate(0)})
     for stage in stages[state.stage :]:
         state.optimizer = state.optimizer or make_optimizer(network, weight_decay)
@@ -166,14 +168,18 @@ def train(
             if state.labels is None:
                 state.record = {"epoch": 1 + sum(s.num_epochs for s in stages[: state.stage]) + epoch}
                 state.record |= {"stage": state.stage + 1, "seconds": {}, "loss": {}}
+                hooks.enter("embed")
                 with _timed(state.record, "embed"):
                     features = embed(network, gallery, progress=hooks.progress, group=ranks)
+                hooks.enter("cluster")
                 with _timed(state.record, "cluster"):
                     state.labels = refresh_labels(features, gallery, stage, epoch, hooks.progress, ranks)
                     refresh_memories(state, features, gallery, stage.objective, ranks)
                 state.record |= describe_labels(state.labels, gallery) | hooks.inspect(state.labels)
             rising = warmup if state.stage == 0 and epoch == 0 else 0
+            hooks.enter("train")
             _train_epoch(state, gallery, stage, batches, rising, seed, hooks, ranks)
+            hooks.enter("evaluate")
             with _timed(state.record, "evaluate"):
                 state.record |= hooks.evaluate(state.record["epoch"])
             hooks.log(state.record | {"peak_bytes": _peak_bytes(network)})

@@ -49,6 +49,10 @@ def hangs(rank: int) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def stopped(rank: int) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def out_of_memory(rank: int) -> None:
     raise MemoryError("no memory is left")
 
@@ -187,13 +191,29 @@ def different_files(folder: str, what: str) -> int:
     return 0
 
 
+def backend_fails(where: str) -> int:
+    """As NCCL does it, which has a stack below what it says."""
+    from dmic import process_group
+
+    said = "NCCL error in: NCCLUtils.cpp:77, invalid usage\nLast error:\nDuplicate GPU detected\n"
+    try:
+        with process_group.started("cpu") as group:
+            watch = process_group.Watch(group)
+            with watch.guard() if where == "guarded" else contextlib.nullcontext():
+                watch.enter("dbscan")
+                raise torch.distributed.DistBackendError(f"{said}Exception raised from create (most recent call first)")
+    except ConnectionError as error:
+        print(error)
+        return 2
+
+
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import torch.distributed as dist
 
     from dmic import distributed, stage_files  # noqa: F401 (imported once, for all children)
-    from dmic.commands import cluster  # noqa: F401
+    from dmic.commands import cluster, train  # noqa: F401
     from dmic.process_group import Watch
 
     Watch.GRACE = 1.0

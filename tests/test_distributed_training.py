@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from forked_ranks import ForkedRanks
 from ranks import on_ranks
 from safetensors.torch import load_file
 from torch import nn
@@ -108,10 +110,61 @@ def test_a_rank_that_fails_ends_all_and_one_process_continues_their_run(alone, t
     assert done.returncode != 0
     how = f"once that is mended, continue with: dmic train --resume --out {folder}\n"
     assert f"dmic train: error: rank 1: an image is gone; {how}" in done.stderr
-    assert "dmic train: error: rank 0: another rank has ended or cannot be reached; what it wrote" in done.stderr
+    assert f"dmic train: error: rank 0: rank 1 failed in train: OSError: an image is gone; {how}" in done.stderr
     assert [record["epoch"] for record in records_of(folder)] == [0, 1]
     assert cli.main(train_command(folder, "--resume")) == 0
     assert_same_curve(records_of(folder), records_of(alone))
+
+
+@pytest.fixture(scope="module")
+def forked():
+    ranks = ForkedRanks()
+    yield ranks
+    ranks.close()
+
+
+@pytest.mark.parametrize(
+    ("phase", "victim"), [("evaluate", 1), ("embed", 0), ("cluster", 1), ("dbscan", 0), ("train", 0), ("train", 1)]
+)
+def test_a_killed_rank_is_named_with_its_phase(forked, tmp_path, phase, victim):
+    folder, survivor = tmp_path / "run", 1 - victim
+    codes, texts = forked(tmp_path, 2, "dmic", *train_command(folder), fates={victim: ["killed", phase, 0]})
+    assert (codes[victim], codes[survivor]) == (-signal.SIGKILL, 2), texts
+    how = f"once that is mended, continue with: dmic train --resume --out {folder}\n"
+    lost = f"rank {victim} in {phase}: killed, or no answer within the timeout; {how}"
+    assert f"dmic train: error: rank {survivor}: {lost}" in texts[survivor]
+
+
+def test_a_killed_rank_is_named_by_one_that_torchrun_stops_before_it_notices(forked, tmp_path):
+    fates = {0: ["stopped", "embed", 0], 1: ["killed", "embed", 0]}
+    codes, texts = forked(tmp_path, 2, "dmic", *train_command(tmp_path / "run"), fates=fates)
+    assert codes == [2, -signal.SIGKILL], texts
+    assert "rank 0: rank 1 in embed: killed, or no answer within the timeout; once that is mended" in texts[0]
+
+
+def test_a_rank_that_is_stopped_while_it_embeds_is_named(forked, tmp_path):
+    fates = {0: ["stopped", "embed", 0]}
+    codes, texts = forked(tmp_path, 2, "dmic", *train_command(tmp_path / "run"), fates=fates)
+    assert codes == [130, 2], texts
+    assert f"dmic: rank 0: interrupted; continue with: dmic train --resume --out {tmp_path / 'run'}\n" in texts[0]
+    assert "dmic train: error: rank 1: rank 0 was stopped in embed; once that is mended, continue with: " in texts[1]
+
+
+def test_a_rank_that_hangs_ends_the_run_within_the_timeout(forked, tmp_path):
+    command = train_command(tmp_path / "run", "--timeout", str(5 / 60))
+    start = time.monotonic()
+    codes, texts = forked(tmp_path, 2, "dmic", *command, fates={1: ["hangs", "train", 0]})
+    assert time.monotonic() - start < 5 + 30
+    assert codes[0] == 2, texts
+    assert "rank 0: rank 1 in train: killed, or no answer within the timeout; once that is mended" in texts[0]
+
+
+def test_a_killed_rank_is_named_by_one_that_scores(forked, alone, tmp_path):
+    command = ["evaluate", alone, "--device", "cpu", "-o", tmp_path / "scores.json"]
+    codes, texts = forked(tmp_path, 2, "dmic", *command, fates={1: ["killed", "evaluate", 0]})
+    assert codes == [2, -signal.SIGKILL], texts
+    assert "dmic evaluate: error: rank 0: rank 1 in evaluate: killed, or no answer within the timeout\n" in texts[0]
+    assert not (tmp_path / "scores.json").exists()
 
 
 # ---------------------------------------------------------------------------------------------- runs of several ranks

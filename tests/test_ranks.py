@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from forked_ranks import ForkedRanks
 from generators import gallery as generate
 
@@ -258,15 +260,17 @@ def test_ranks_with_different_npz_files_refuse_to_start(ranks, gallery, tmp_path
 
 def test_killed_ranks_are_named_and_the_rest_goes_on(ranks, gallery, tmp_path):
     """Any of three ranks, in every phase, at its begin or a moment later; then any number of ranks goes on."""
-    chance, killed = random.Random(5), 0
-    for trial in range(KILLS):
-        folder = tmp_path / str(trial)
+    chance, killed, trials = random.Random(5), Counter(), 0
+    while killed.total() < KILLS:
+        folder = tmp_path / str(trials)
         folder.mkdir()
-        victim, phase = chance.randrange(3), PHASES[trial % len(PHASES)]
-        delay = 0 if trial % 2 else chance.choice((0.001, 0.003, 0.01))
+        turn, number = divmod(trials, len(PHASES))
+        victim, phase = chance.randrange(3), PHASES[number]
+        delay = chance.choice((0.001, 0.003, 0.01)) if turn % 2 else 0
         codes, texts, out = cluster(ranks, folder, gallery, fates={victim: ["killed", phase, delay]})
+        assert codes[victim] == -9 or (delay and codes == [0] * 3), texts
         if codes[victim] == -9:
-            killed += 1
+            killed[phase] += 1
             others = [rank for rank in range(3) if rank != victim]
             for rank in others:
                 assert codes[rank] == 2 or (codes[rank] == 0 and (delay or phase == PHASES[-1])), texts
@@ -279,7 +283,37 @@ def test_killed_ranks_are_named_and_the_rest_goes_on(ranks, gallery, tmp_path):
         assert codes == [0] * number, texts
         assert_right(out, gallery)
         assert not list(folder.rglob("*.npz.*"))
-    assert killed >= KILLS // 2
+        trials += 1
+        assert trials < 2 * KILLS, killed
+    assert min(killed[phase] for phase in PHASES) >= KILLS // len(PHASES) // 2, killed
+
+
+@pytest.mark.parametrize("phase", PHASES[:5])
+def test_a_rank_that_is_stopped_says_so_and_is_named(ranks, gallery, tmp_path, phase):
+    codes, texts, out = cluster(ranks, tmp_path, gallery, fates={1: ["stopped", phase, 0]})
+    assert codes == [2, 2, 2], texts
+    assert f"rank 1: stopped by SIGTERM in {phase}; the same command goes on" in texts[1]
+    for rank in (0, 2):
+        assert f"rank {rank}: rank 1 was stopped in {phase}; the same command goes on" in texts[rank], texts
+    assert not out.exists()
+
+
+def test_ranks_that_are_all_stopped_blame_nobody(ranks, gallery, tmp_path):
+    codes, texts, _ = cluster(ranks, tmp_path, gallery, fates={rank: ["stopped", "dbscan", 0] for rank in range(3)})
+    assert codes == [2, 2, 2], texts
+    for rank in range(3):
+        told = f"rank {rank}: stopped by SIGTERM in dbscan; the same command goes on from what is in {tmp_path}"
+        assert told in texts[rank], texts
+
+
+@pytest.mark.parametrize("delay", [0, 0.02])
+def test_a_killed_rank_is_named_where_the_rest_is_then_stopped(ranks, gallery, tmp_path, delay):
+    """As torchrun does it, here for one rank that has not noticed yet, or just has."""
+    fates = {2: ["killed", "jaccard_distance", 0], 1: ["stopped", "jaccard_distance", delay]}
+    codes, texts, _ = cluster(ranks, tmp_path, gallery, fates=fates)
+    assert codes == [2, 2, -9], texts
+    for rank in (0, 1):
+        assert f"rank {rank}: rank 2 in jaccard_distance: killed, or no answer" in texts[rank], texts
 
 
 @pytest.mark.parametrize("fate", ["out_of_memory", "gpu_out_of_memory"])
@@ -302,6 +336,26 @@ def test_a_rank_that_hangs_ends_the_job_within_the_timeout(ranks, gallery, tmp_p
     assert codes[:2] == [2, 2], texts
     assert any("rank 2 in jaccard_distance: killed, or no answer within the timeout" in text for text in texts), texts
     assert not out.exists()
+
+
+def test_a_group_of_gpus_alone_is_refused():
+    dist.init_process_group("cuda:gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ValueError, match=r"that is cuda:gloo; make it by init_process_group.*cpu:gloo,cuda:nccl"):
+            dmic.pseudo_labels(torch.ones(5, 3), k1=2, k2=1, process_group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_what_the_backend_says_is_not_lost(ranks, tmp_path):
+    """Here an error of all ranks alike, as of two that were given one GPU."""
+    codes, texts = ranks(tmp_path, 2, "backend_fails", "guarded")
+    assert codes == [2, 2], texts
+    said = "(NCCL error in: NCCLUtils.cpp:77, invalid usage Last error: Duplicate GPU detected)"
+    whole = f"the ranks lost each other in dbscan; is the network there, and the timeout long enough? {said}\n"
+    assert texts == [whole, whole]
+    codes, texts = ranks(tmp_path, 2, "backend_fails", "alone")
+    assert texts == [f"another rank has ended or cannot be reached; what it wrote says why {said}\n"] * 2
 
 
 # One process

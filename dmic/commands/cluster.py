@@ -57,20 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-memory", type=parse_bytes, metavar="SIZE", help="such as 4GB: work in blocks that fit")
     common.add_device(parser)
     parser.add_argument("--resume", type=Path, metavar="DIR", help="keep finished stages there, and go on from them")
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=30,
-        metavar="MINUTES",
-        help="under torchrun: give a silent rank up (default: 30)",
-    )
+    common.add_timeout(parser, 30)
 
 
 def run(options: argparse.Namespace) -> int:
     """Cluster, write, and print what was found; under torchrun rank 0 does the latter two."""
     device = common.device(options.device)
-    with process_group.started(device, timedelta(minutes=options.timeout)) as group:
-        return _run(options, device, group)
+    try:
+        with process_group.started(device, timedelta(minutes=options.timeout)) as group:
+            return _run(options, device, group)
+    except ConnectionError as error:
+        if options.resume is None:
+            raise
+        raise ConnectionError(f"{error}; the same command goes on from what is in {options.resume}") from error
 
 
 def _run(options: argparse.Namespace, device: str, group: process_group.Group) -> int:

@@ -28,6 +28,17 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_timeout(parser: argparse.ArgumentParser, minutes: float) -> None:
+    """`--timeout`, and its default."""
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=minutes,
+        metavar="MINUTES",
+        help=f"under torchrun: give a silent rank up (default: {minutes})",
+    )
+
+
 def device(name: str) -> str:
     """The device that `--device` means, for every rank of a machine another GPU; ValueError if it is not there."""
     if name == "auto":

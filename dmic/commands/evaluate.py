@@ -6,6 +6,7 @@ import argparse
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_settings(parser)
     common.add_device(parser)
+    common.add_timeout(parser, 120)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,12 +48,15 @@ def run(options: argparse.Namespace) -> int:
     runs = [load_run(folder, tuple(options.set)) for folder in options.run_folders]
     console, device = Console(highlight=False), common.device(options.device)
     found = []
-    with process_group.started(device) as group:
+    with process_group.started(device, timedelta(minutes=options.timeout)) as group:
         is_main = process_group.rank(group) == 0
-        with common.phases(console) if is_main else nullcontext() as progress:
+        watch = process_group.Watch(group)
+        with watch.guard(), common.phases(console) if is_main else nullcontext() as progress:
             for config, network in runs:
                 dataset = open_test(config, options.data)
+                watch.enter("embed")
                 features = embed_test(network.to(device), dataset, progress, group)
+                watch.enter("evaluate")
                 found.append(score(features, dataset, rerank=options.rerank, group=group))
     if not is_main:
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -29,13 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in --out; RECIPE may be left out")
     common.add_settings(parser)
     common.add_device(parser)
+    common.add_timeout(parser, 120)
 
 
 def run(options: argparse.Namespace) -> int:
     """Train, and print every epoch; what it leaves behind is in the run's folder."""
     folder, config = resolve(options)
     device = common.device(options.device)
-    with process_group.started(device) as group:
+    with process_group.started(device, timedelta(minutes=options.timeout)) as group:
         if process_group.rank(group) == 0:
             console = Console(highlight=False)
             train_in(folder, config, console, resume=options.resume, device=device, group=group)
