@@ -330,8 +330,8 @@ class Watch:
     def _who_was_lost(self, stopped: bool) -> str | None:
         """The ranks that ended this one, once all have noted how they end or had the time to; None: nobody did.
 
-        One that notes nothing was killed or hangs, or else has not noticed yet: where a rank was stopped, this one or
-        another, it is only held against those that cannot be reached.
+        One that notes nothing was killed or hangs, or else has not noticed yet: where some cannot be reached, or a rank
+        was stopped, this one or another, it is held against those that cannot be reached alone.
         """
         others = [other for other in range(size(self.group)) if other != rank(self.group)]
         # one that has left without waiting for this one to note anything was stopped alone
@@ -348,8 +348,8 @@ class Watch:
             if not silent or time.monotonic() > deadline:
                 break
             time.sleep(0.05)
-        if first or (stopped and not noticed):
-            silent = [other for other in silent if self._is_gone(other)]
+        gone = [other for other in silent if self._is_gone(other)]
+        silent = gone if gone or first or (stopped and not noticed) else silent
         if silent:
             was = ", ".join(f"rank {other} in {self._phase(other)}" for other in silent)
             return f"{was}: killed, or no answer within the timeout"
