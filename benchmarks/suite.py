@@ -110,8 +110,8 @@ class Recorder:
         return sum(seconds for stage, seconds in self.seconds.items() if stage in STAGES)
 
     def time(self, stage: str, function: Callable, *args):
-        if self.before is None:
-            self.before = measuring.trim()
+        left = measuring.trim()  # what the C library keeps of the stage before, as `pseudo_labels` does
+        self.before = left if self.before is None else self.before
         measuring.reset_peak()
         start = time.perf_counter()
         result = function(*args)

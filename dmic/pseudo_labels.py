@@ -19,7 +19,7 @@ import torch
 from . import directions
 from . import process_group as ranks
 from ._arrays import check_device, dtype_name, like, to_integer, to_tensor
-from .block_memory import GPU_SCRATCH_BYTES, MemoryEstimate, Search, block_memory, block_sizes, format_bytes
+from .block_memory import GPU_SCRATCH_BYTES, MemoryEstimate, Search, block_memory, block_sizes, format_bytes, give_back
 from .constants import NOISE
 from .csr import Csr
 from .feature_rows import FeatureRows
@@ -414,7 +414,7 @@ def sparse_distance(
         features = features.to(torch.float32).contiguous()
     if neighbor_idx is None and (encoding is None or k2 > 1):
         with _timed(seconds, "knn_graph", device):
-            neighbor_idx, _, num_redone = ops.knn_graph_and_redone(features, k1, progress=progress)
+            neighbor_idx, num_redone = ops.knn_graph_and_redone(features, k1, progress=progress)[::2]
     if encoding is None:
         k1_half = int(np.around(k1 / 2))  # half to even, as published
         with _timed(seconds, "k_reciprocal_encoding", device):
@@ -661,6 +661,7 @@ def _ops() -> Any:
 
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str, device: torch.device) -> Iterator[None]:
+    give_back()
     start = time.perf_counter()
     yield
     if device.type == "cuda":

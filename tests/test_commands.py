@@ -219,6 +219,9 @@ class TestEmbed:
         one, two = tmp_path / "one.npz", tmp_path / "two.safetensors"
         assert run(*call, one)[0] == 0
         with closing(ForkedRanks()) as ranks:
+            codes, texts = ranks(tmp_path, 2, "dmic", *call, two, fates={1: ["killed", "embed", 0]})
+            assert (codes, two.exists()) == ([2, -9], False), texts
+            assert "rank 0: rank 1 in embed: killed, or no answer within the timeout\n" in texts[0]
             codes, texts = ranks(tmp_path, 2, "dmic", *call, two)
             assert codes == [0, 0], texts
             assert (texts[0].count("wrote "), texts[1]) == (1, "")

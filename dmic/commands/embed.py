@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     common.add_settings(parser)
     common.add_device(parser)
+    common.add_timeout(parser, 120)
 
 
 def run(options: argparse.Namespace) -> int:
     """Embed, and write the features; under torchrun every rank embeds a share, and rank 0 writes."""
     device = common.device(options.device)
-    with process_group.started(device) as group:
+    with process_group.started(device, timedelta(minutes=options.timeout)) as group:
         return _run(options, device, group)
 
 
@@ -66,7 +69,14 @@ def _run(options: argparse.Namespace, device: str, group: process_group.Group) -
     gallery = samples.gallery(height=config.data.height, width=config.data.width, num_workers=config.data.num_workers)
     first = process_group.rank(group) == 0
     console = Console(highlight=False, quiet=not first)
-    with common.phases(console) as progress:
+    watch = process_group.Watch(group)
+    with watch.guard(), common.phases(console) as progress:
+        if group is not None:
+            from ..distributed import agree  # loads the compiled ops
+
+            names = hashlib.sha256("/".join(Path(path).name for path in samples.paths).encode()).hexdigest()[:16]
+            agree(str(options.source), {"number of images": len(samples.paths), "their names": names}, group)
+        watch.enter("embed")
         features = embed(network.to(device), gallery, device="cpu", progress=progress, group=group)
     if not first:
         return 0
