@@ -30,7 +30,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
-        if not _is_alive(left.name.split(".")[-2]):
+        process = left.name[len(path.name) + 2 : -len(".tmp")]
+        if process.isdecimal() and not _is_alive(int(process)):
             left.unlink(missing_ok=True)
     try:
         with temporary.open("wb") as file:
@@ -45,10 +46,10 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
 
 
-def _is_alive(process: str) -> bool:
+def _is_alive(process: int) -> bool:
     try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError):
+        os.kill(process, 0)
+    except ProcessLookupError:
         return False
     except PermissionError:
         return True

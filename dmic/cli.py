@@ -39,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError) as error:
         print(f"dmic {command}: error: {_rank()}{_one_line(error)}", file=sys.stderr)
         return USAGE_ERROR
-    except RuntimeError as error:  # as torch reports a full GPU
-        if "out of memory" not in str(error):
+    except RuntimeError as error:  # as torch reports that memory has run out
+        from .pseudo_labels import OUT_OF_MEMORY
+
+        if not OUT_OF_MEMORY.search(str(error)):
             raise
         print(f"dmic {command}: error: {_rank()}{_one_line(error)}", file=sys.stderr)
         return USAGE_ERROR
@@ -76,4 +78,4 @@ def _rank() -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).removeprefix("pseudo_labels: ").split())
+    return " ".join(str(error).removeprefix("pseudo_labels: ").split()) or "out of memory"  # Python's says nothing

@@ -298,13 +298,21 @@ class TestRanks:
         code, _, err = run("demo")
         assert (code, "start it without torchrun" in err) == (2, True)
 
-    def test_a_full_gpu_is_reported_in_one_line(self, run, monkeypatch):
+    @pytest.mark.parametrize(
+        ("error", "line"),
+        [
+            (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.\nMore"), "CUDA out of memory. Tried 2 GiB. More"),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "DefaultCPUAllocator: can't allocate memory"),
+            (MemoryError(), "out of memory"),
+        ],
+    )
+    def test_memory_that_runs_out_is_reported_in_one_line(self, run, monkeypatch, error, line):
         def full(options):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore")
+            raise error
 
         monkeypatch.setattr("dmic.commands.doctor.run", full)
         code, _, err = run("doctor")
-        assert (code, err) == (2, "dmic doctor: error: CUDA out of memory. Tried to allocate 2.00 GiB. More\n")
+        assert (code, err) == (2, f"dmic doctor: error: {line}\n")
 
 
 class TestData:

@@ -342,6 +342,17 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path):
         assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
 
 
+def test_what_a_killed_writer_left_of_a_file_goes_when_it_is_written_again(tmp_path):
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead, alive = int(done.stdout), os.getppid()
+    for name in (f".file.{dead}.tmp", f".file.{alive}.tmp", ".file.part.tmp", f".file.other.{dead}.tmp"):
+        (tmp_path / name).write_text("half")
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"new")
+    kept = {f".file.{alive}.tmp", ".file.part.tmp", f".file.other.{dead}.tmp", "file"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
 def test_a_folder_that_cannot_be_written_to_is_named(dmic_train, tmp_path):
     (tmp_path / "file").touch()
     code, error = dmic_train(tmp_path / "file" / "run", LANDSAT)
