@@ -19,7 +19,7 @@ from dmic.config import read_toml
 from dmic.data import samples_in_folder
 from dmic.data.pedestrians import DEFAULT, Difficulty, write_pedestrians
 from dmic.models import embed
-from dmic.run import load_run
+from dmic.run import build_dataset, load_run
 
 TINY = (
     "data.height=32",
@@ -276,6 +276,19 @@ class TestEmbed:
             assert file["modality_ids"].tolist() == [int(row[1] == "infrared") for row in rows]
             assert file["camera_ids"].tolist() == [row[2] - 2 for row in rows]
 
+    def test_without_a_source_the_images_of_the_run_are_embedded(self, trained, run, tmp_path):
+        out = tmp_path / "features.npz"
+        assert run("embed", trained, "-o", out, "--device", "cpu")[0] == 0
+        config, network = load_run(trained)
+        dataset = build_dataset(config)
+        with np.load(out) as file:
+            assert np.allclose(file["features"], embed(network, dataset.train).numpy(), atol=1e-6)
+            assert file["paths"].tolist() == list(dataset.train.images.paths)
+            assert np.array_equal(file["person_ids"], dataset.train_person_ids)
+            assert np.array_equal(file["camera_ids"], dataset.train.camera_ids)
+        code, _, err = run("embed", trained, "--modality", "visible", "-o", out)
+        assert (code, "its images have a modality each, leave out --modality" in err) == (2, True)
+
     def test_a_folder_without_a_modality_is_an_error(self, trained, tree, run, tmp_path):
         code, _, err = run("embed", trained, tree / "cam1", "-o", tmp_path / "features.npz")
         assert (code, "say with --modality what a folder holds: infrared, visible" in err) == (2, True)
@@ -386,3 +399,14 @@ class TestDemo:
         assert run("train", demo / "config.toml", "--out", tmp_path / "again", "--device", "cpu")[0] == 0
         first, again = (load_file(folder / "weights.safetensors") for folder in (demo, tmp_path / "again"))
         assert all(torch.equal(first[name], again[name]) for name in first)
+
+    @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+    def test_its_crops_can_be_embedded_and_clustered_but_no_files(self, demo, tree, run, tmp_path, suffix):
+        out = tmp_path / f"features{suffix}"
+        assert run("embed", demo, "-o", out, "--device", "cpu")[0] == 0
+        code, printed, _ = run("cluster", out, "--k1", 8, "--k2", 3, "-o", tmp_path / "labels.npz", "--device", "cpu")
+        assert (code, "modalities per cluster" in printed) == (0, True)
+        with np.load(tmp_path / "labels.npz") as file:
+            assert len(file["labels"]) == len(build_dataset(load_run(demo)[0]).train)
+        code, _, err = run("embed", demo, tree, "--modality", "visible", "-o", out)
+        assert (code, "without SOURCE its own images are embedded" in err) == (2, True)

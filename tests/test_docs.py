@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 NOT_IMPORTED = ("dmic._C", "dmic.__main__")  # the library has no docstrings, and __main__ would run
 MODULES = ["dmic", *(m.name for m in pkgutil.walk_packages(dmic.__path__, "dmic.") if m.name not in NOT_IMPORTED)]
+PRINTED = re.compile(r"^print\(.*\)  # (.*)$", re.MULTILINE)  # what a line prints, where it is said
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -26,8 +27,9 @@ def python_blocks(page: Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
-def test_python_blocks_run(page, tmp_path, monkeypatch):
-    """The blocks of a page share their names, as if a reader typed them one after the other; `>>>` is checked too."""
+def test_python_blocks_run(page, tmp_path, monkeypatch, capsys):
+    """The blocks of a page share their names, as if a reader typed them one after the other; what they say is printed,
+    after `>>>` or a `print(...)`, is."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "__main__"}
     for line, block in python_blocks(page):
@@ -38,6 +40,8 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
             names.update(example.globs)
         else:
             exec(compile("\n" * (line - 1) + block, str(page), "exec"), names)
+            printed = capsys.readouterr().out.splitlines()
+            assert [text for text in PRINTED.findall(block) if text not in printed] == [], printed
 
 
 def test_the_readme_shows_python():

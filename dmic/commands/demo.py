@@ -37,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, metavar="N", help="of weights, batches and views; the split of the places stays"
     )
-    parser.add_argument("--quick", action="store_true", help="a few seconds: shows that everything runs, learns little")
+    parser.add_argument(
+        "--quick", action="store_true", help="shows that everything runs, learns little; seconds on idle cores"
+    )
     common.add_settings(parser)
 
 

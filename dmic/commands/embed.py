@@ -1,4 +1,4 @@
-"""`dmic embed`: features of a folder of images or a manifest, for `dmic cluster` or a search of your own."""
+"""`dmic embed`: features of a run's own images, a folder or a manifest, for `dmic cluster` or a search of your own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from .. import process_group
 from .._version import __version__
+from ..config import Config
 from ..constants import INFRARED, VISIBLE
-from ..data import samples_in_folder, samples_in_manifest
+from ..data import Gallery, samples_in_folder, samples_in_manifest
+from ..data.image_files import ImageFiles
 from ..models import embed
 from ..npz import check_output, write_npz, write_safetensors
-from ..run import load_run
+from ..run import WEIGHTS, build_dataset, load_run
 from . import common
 
 MODALITIES = {"visible": VISIBLE, "infrared": INFRARED}
@@ -27,11 +30,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `dmic embed`."""
     parser.description = (
         "Write features, camera_ids, modality_ids and paths of every image in SOURCE to OUT: .npz, or .safetensors, of "
-        "which the ranks of `dmic cluster` read a share each. Under torchrun every rank embeds a share."
+        "which the ranks of `dmic cluster` read a share each. Without SOURCE: of the images that RUN was trained on, "
+        "with person_ids where they are known. Under torchrun every rank embeds a share."
     )
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="the folder of a finished `dmic train`")
     parser.add_argument(
-        "source", type=Path, metavar="SOURCE", help="a manifest (.csv, .parquet), or a folder of images"
+        "source",
+        type=Path,
+        nargs="?",
+        metavar="SOURCE",
+        help="a manifest (.csv, .parquet), or a folder of images (default: the training images of RUN)",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="written only if all goes well")
     parser.add_argument(
@@ -52,21 +60,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, device: str, group: process_group.Group) -> int:
-    check_output(options.out, options.source, (".npz", ".safetensors"))
+    check_output(options.out, options.source or options.run_folder / WEIGHTS, (".npz", ".safetensors"))
     config, network = load_run(options.run_folder, tuple(options.set))
-    if config.data.kind == "landsat":
-        raise ValueError(f"{options.run_folder}: this network takes crops of one satellite band, not image files")
-    if options.source.is_dir():
-        if options.modality is None:
-            raise ValueError(
-                f"{options.source}: say with --modality what a folder holds: {', '.join(sorted(MODALITIES))}"
-            )
-        samples = samples_in_folder(options.source, MODALITIES[options.modality])
-    elif options.modality is not None:
-        raise ValueError(f"{options.source}: a manifest has the modality of every image, leave out --modality")
-    else:
-        samples = samples_in_manifest(options.source)
-    gallery = samples.gallery(height=config.data.height, width=config.data.width, num_workers=config.data.num_workers)
+    gallery, person_ids = _open(options, config)
+    paths = gallery.images.paths if isinstance(gallery.images, ImageFiles) else ()
     first = process_group.rank(group) == 0
     console = Console(highlight=False, quiet=not first)
     watch = process_group.Watch(group)
@@ -74,21 +71,50 @@ def _run(options: argparse.Namespace, device: str, group: process_group.Group) -
         if group is not None:
             from ..distributed import agree  # loads the compiled ops
 
-            names = hashlib.sha256("/".join(Path(path).name for path in samples.paths).encode()).hexdigest()[:16]
-            agree(str(options.source), {"number of images": len(samples.paths), "their names": names}, group)
+            names = hashlib.sha256("/".join(Path(path).name for path in paths).encode()).hexdigest()[:16]
+            images = {"number of images": len(gallery), "their names": names}
+            agree(str(options.source or options.run_folder), images, group)
         watch.enter("embed")
         features = embed(network.to(device), gallery, device="cpu", progress=progress, group=group)
     if not first:
         return 0
-    ids = {"camera_ids": samples.camera_ids.numpy(), "modality_ids": samples.modality_ids.numpy()}
-    paths = [str(path) for path in samples.paths]
+    arrays = {"features": features, "camera_ids": gallery.camera_ids, "modality_ids": gallery.modality_ids}
+    if person_ids is not None:
+        arrays["person_ids"] = person_ids
+    arrays = {name: tensor.numpy() for name, tensor in arrays.items()}
     if options.out.suffix == ".npz":
-        write_npz(options.out, features=features.numpy(), **ids, paths=np.array(paths), dmic_version=__version__)
+        texts = {"paths": np.array(paths)} if paths else {}
+        write_npz(options.out, **arrays, **texts, dmic_version=__version__)
     else:
-        texts = {"paths": json.dumps(paths), "dmic_version": __version__}
-        write_safetensors(options.out, texts, features=features.numpy(), **ids)
+        texts = {"paths": json.dumps(paths)} if paths else {}
+        write_safetensors(options.out, texts | {"dmic_version": __version__}, **arrays)
     console.print(f"{len(features)} images x {features.shape[1]} features")
     console.print(
         f"wrote {options.out}  [dim]`dmic cluster {options.out} -o labels.npz` clusters it[/dim]", soft_wrap=True
     )
     return 0
+
+
+def _open(options: argparse.Namespace, config: Config) -> tuple[Gallery, torch.Tensor | None]:
+    """The images, and who is in them if they are those of the run and that is known."""
+    source, modality = options.source, options.modality
+    if source is None:
+        if modality is not None:
+            raise ValueError(f"{options.run_folder}: its images have a modality each, leave out --modality")
+        dataset = build_dataset(config)
+        return dataset.train, dataset.train_person_ids
+    if config.data.kind == "landsat":
+        raise ValueError(
+            f"{options.run_folder}: this network takes crops of one satellite band, not image files; "
+            "without SOURCE its own images are embedded"
+        )
+    if source.is_dir():
+        if modality is None:
+            raise ValueError(f"{source}: say with --modality what a folder holds: {', '.join(sorted(MODALITIES))}")
+        samples = samples_in_folder(source, MODALITIES[modality])
+    elif modality is not None:
+        raise ValueError(f"{source}: a manifest has the modality of every image, leave out --modality")
+    else:
+        samples = samples_in_manifest(source)
+    data = config.data
+    return samples.gallery(height=data.height, width=data.width, num_workers=data.num_workers), None
