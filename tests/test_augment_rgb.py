@@ -124,6 +124,8 @@ def test_erased_pixels_are_one_rectangle_within_the_published_ranges():
     assert smallest.min() >= ERASED_AREA[0]
     assert ((heights - 0.5) / (widths + 0.5)).max() <= 1 / 0.3
     assert ((heights + 0.5) / (widths - 0.5)).min() >= 0.3
+    taller = (heights > widths).double().mean()
+    assert abs(taller - (1 / 0.3 - 1) / (1 / 0.3 - 0.3)) < 0.06, "height / width is uniform, width / height is not"
     area = mask.double().mean((1, 2))
     assert area.min() < 0.04
     assert area.max() > 0.36
@@ -160,6 +162,12 @@ def test_infrared_views_copy_a_channel_or_turn_grey_or_stay():
     assert (distances.min(1).values < 1e-4).all()
     share = distances.argmin(1).bincount(minlength=5) / n
     assert share.tolist() == pytest.approx([0.25, 0.25, 0.25, 0.125, 0.125], abs=4 * (3 / 16 / n) ** 0.5)
+
+
+def test_an_image_that_no_rectangle_fits_stays_whole():
+    images = pedestrians(40, height=1, width=40)
+    views = visible_view(images, seeded()).to(torch.uint8)
+    assert all(torch.equal(v, i) or torch.equal(v, i.flip(2)) for v, i in zip(views, images, strict=True))
 
 
 def test_pixels_that_stay_keep_their_bits():

@@ -77,6 +77,7 @@ def test_torch_sparse_and_back(kind):
     back = Csr.from_torch(example(kind).to_torch())
     assert_same_bits(back, example())
     assert isinstance(back.values, torch.Tensor)
+    assert not Csr.from_torch(sparse.requires_grad_()).values.requires_grad
 
 
 @pytest.mark.parametrize("kind", [np, torch])
@@ -113,6 +114,8 @@ def test_a_column_stored_twice_is_an_error():
         (Csr.from_torch, np.zeros((2, 2)), "tensor must be sparse_csr of rank 2 .*, got ndarray"),
         (Csr.from_scipy, scipy.sparse.coo_matrix((2, 2)), "matrix must be two-dimensional in csr format .*, got coo"),
         (Csr.from_scipy, 5, "matrix must be two-dimensional in csr format .*, got int"),
+        (Csr.from_scipy, SimpleNamespace(format="csr", shape=(3,)), "matrix must be two-dimensional .*, got csr"),
+        (Csr.from_scipy, scipy.sparse.csr_matrix((1, 1 << 31)), r"the number of columns must be below 2\*\*31, .*"),
         (Csr.from_cupy, np.zeros(2), "matrix must be in csr format .*, got ndarray"),
     ],
 )
@@ -143,6 +146,14 @@ def test_a_missing_package_is_named(monkeypatch, package, method):
         getattr(example(), method)()
 
 
+def test_more_entries_than_cupy_addresses_are_refused(monkeypatch):
+    for module in ("cupy", "cupyx.scipy.sparse"):
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace())
+    many = np.broadcast_to(np.int32(0), 1 << 31)
+    with pytest.raises(ValueError, match=r"^Csr.to_cupy: nnz must be below 2\*\*31, got 2147483648$"):
+        Csr(np.array([0, 1 << 31]), many, many, 1).to_cupy()
+
+
 def test_numpy_and_device_conversions_share_memory():
     rows = example(torch)
     assert rows.numpy().values.ctypes.data == rows.values.data_ptr()
@@ -171,6 +182,7 @@ def broken(**arrays) -> Csr:
         (broken(row_ptr=np.zeros((2, 2), np.int64)), r"row_ptr must have one dimension, got shape \(2, 2\)"),
         (broken(row_ptr=np.array([0, 2, 2, 3, 5], np.int32)), "row_ptr must be int64 .*, got int32 and int32"),
         (broken(col_idx=np.array([1, 2, 0, 0, 2])), "row_ptr must be int64 and col_idx int32, got int64 and int64"),
+        (broken(values=torch.ones(5, device="meta")), "row_ptr, .* must be on one device, got cpu, cpu and meta"),
         (broken(values=np.ones(4)), "values must be as long as col_idx, got 4 and 5"),
         (broken(row_ptr=np.array([1, 2, 2, 3, 5])), "row_ptr must run from 0 to nnz=5, got 1 to 5"),
         (broken(row_ptr=np.array([0, 2, 2, 3, 4])), "row_ptr must run from 0 to nnz=5, got 0 to 4"),

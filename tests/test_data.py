@@ -95,7 +95,7 @@ class TestViews:
     def test_a_plain_view_is_a_shifted_crop_or_its_mirror_image(self, mirrored):
         views = plain_view(self.IMAGES, torch.Generator().manual_seed(0), mirrored=mirrored)
         inner = slice(MAX_SHIFT, -MAX_SHIFT)
-        num_mirrored = 0
+        num_mirrored, shifts = 0, set()
         for view, image in zip(views[:, 0], self.IMAGES[:, 0].float(), strict=True):
             found = set()
             for flipped in (False, True):
@@ -105,17 +105,25 @@ class TestViews:
                         moved = source.roll((-y, -x), (0, 1))
                         if torch.equal(moved[inner, inner], view[inner, inner]):
                             found.add(flipped)
+                            shifts |= {("y", y), ("x", x)}
             assert found, "no shift explains the view"
             num_mirrored += found == {True}
         assert 15 < num_mirrored < 49 if mirrored else num_mirrored == 0  # 64 fair coins
+        assert len(shifts) == 2 * (2 * MAX_SHIFT + 1), "some shifts never occur"
 
-    def test_a_tone_curve_keeps_the_order_of_grey_levels(self):
+    @pytest.mark.parametrize("mirrored", [True, False])
+    def test_a_tone_curve_keeps_the_order_of_grey_levels_and_the_largest_difference_from_the_mean(self, mirrored):
         generator = torch.Generator().manual_seed(0)
         state = generator.get_state()
-        plain = plain_view(self.IMAGES, generator)
-        toned = toned_view(self.IMAGES, generator.set_state(state))
+        plain = plain_view(self.IMAGES, generator, mirrored=mirrored)
+        toned = toned_view(self.IMAGES, generator.set_state(state), mirrored=mirrored)
+        num_stretched = 0
         for before, after in zip(plain.flatten(1), toned.flatten(1), strict=True):
             assert (after[before.argsort()].diff() >= -1e-3).all()
+            before = (before - before.mean()).abs()
+            torch.testing.assert_close(after.abs().max(), before.max())
+            num_stretched += bool(after.abs().mean() > before.mean())
+        assert 15 < num_stretched < 49  # 64 fair coins
 
     @pytest.mark.parametrize("mirrored", [True, False])
     def test_a_bent_curve_is_a_function_of_the_grey_level_that_rises_and_falls(self, mirrored):
@@ -131,6 +139,8 @@ class TestViews:
             assert torch.allclose(curve[level], after, atol=1e-3)
             num_bent += bool((curve.diff() > 1).any() and (curve.diff() < -1).any())
         assert num_bent > 20, "most curves, but for those of a small share"
+        changes = (bent - plain).abs().mean((1, 2, 3))
+        assert changes.min() < 2 < 20 < changes.max(), "shares from none to all"
         assert torch.allclose(plain.mean((1, 2, 3)), bent.mean((1, 2, 3)), atol=1e-2)
 
     def test_a_flat_crop_stays_flat(self):
@@ -200,6 +210,13 @@ class TestSampler:
         for c, size in enumerate((6, 3, 9)):
             share = anchors[self.LABELS[anchors] == c].bincount(minlength=22)[c == self.LABELS] / num_draws
             assert (share - 1 / size).abs().max() < 5 * (1 / size * (1 - 1 / size) / num_draws) ** 0.5  # deviations
+
+    def test_all_samples_of_other_cameras_join_an_anchor_equally_often(self):
+        cameras, labels = torch.tensor([0] * 3 + [1] * 5), torch.zeros(8, dtype=torch.int64)
+        sampler = CameraCrossingSampler(labels, cameras, num_classes=1, num_samples=3, seed=0)
+        batches = torch.stack([sampler.batch(number) for number in range(600)])
+        others = batches[batches[:, 0] < 3, 1:].flatten().bincount(minlength=8)[3:] / 600
+        assert others.tolist() == pytest.approx([3 / 8 * 2 / 5] * 5, abs=0.06)
 
     def test_a_batch_depends_on_its_number_and_the_seed_alone(self):
         forwards = [self.sampler().batch(number) for number in range(9)]

@@ -55,7 +55,9 @@ def test_gradients_reach_the_embeddings_and_never_the_memory():
         ({"labels": torch.zeros(3, dtype=torch.int64)}, r"labels must have shape \[n\], n > 0, got \(3,\)"),
         ({"labels": torch.tensor([0, 1, 5, 0])}, r"labels must be in \[0, 5\), got 5"),
         ({"labels": torch.tensor([0, -1, 4, 0])}, r"labels must be in \[0, 5\), got -1"),
+        ({"embeddings": torch.zeros(0, 8), "labels": torch.zeros(0, dtype=torch.int64)}, r"n > 0, got \(0,\)"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"temperature": math.nan}, "temperature must be positive, got nan"),
     ],
 )
 def test_bad_arguments_are_named(change, message):

@@ -136,6 +136,8 @@ class TestInstanceMemory:
             InstanceMemory.from_features(features(5), torch.tensor([4, 2]))
         with pytest.raises(ValueError, match=r"sample_idx must ascend within \[0, N\), got 2 to 5 with N=5"):
             InstanceMemory.from_features(features(5), torch.tensor([2, 5]))
+        with pytest.raises(ValueError, match=r"sample_idx must ascend within \[0, N\), got 1 to 1 with N=5"):
+            InstanceMemory.from_features(features(5), torch.tensor([1, 1]))
         with pytest.raises(ValueError, match=r"^InstanceMemory: momentum must be in \[0, 1\), got -0.5"):
             InstanceMemory.from_features(features(5), torch.arange(5), momentum=-0.5)
         memory = InstanceMemory.from_features(features(9), self.HELD)

@@ -35,6 +35,7 @@ def test_two_phases_meet_in_the_middle_and_end_at_the_end():
     schedule = Schedule("two_phase", 0.6, 0.5, middle=0.4, interval=10)
     assert [schedule(epoch, 50) for epoch in (0, 5, 10, 30, 50)] == pytest.approx([0.6, 0.5, 0.4, 0.45, 0.5])
     assert schedule(3, 5) == pytest.approx(0.54), "a stage shorter than the first phase stays in it"
+    assert Schedule("two_phase", 0.6, 0.5, middle=0.4)(10, 10) == pytest.approx(0.4), "one as long ends in the middle"
 
 
 def test_steps_are_a_tenth_each_as_published():
@@ -55,6 +56,7 @@ def test_steps_are_a_tenth_each_as_published():
         (lambda: Schedule("two_phase", 1, 2, middle=float("inf")), "must be finite, got 1, inf, 2"),
         (lambda: Schedule("step", 1, 2, interval=0), "interval must be at least 1 epoch, got 0"),
         (lambda: Schedule("linear", 0, 2)(6, 5), r"epoch must be in \[0, num_epochs\], got 6 with num_epochs=5"),
+        (lambda: Schedule("linear", 0, 2)(-1, 5), "got -1 with num_epochs=5"),
         (lambda: Schedule("linear", 0, 2)(0, 0), "got 0 with num_epochs=0"),
     ],
 )
@@ -72,4 +74,4 @@ def test_neighborhood_sizes_are_rounded_and_kept_in_range(value, k1, size):
 
 def test_steps_end_at_the_end_where_epochs_are_a_multiple_of_the_interval():
     rate = Schedule("step", 0.1, 0.001, interval=20)
-    assert [rate(epoch, 40) for epoch in (0, 19, 20, 39)] == pytest.approx([0.1, 0.1, 0.001, 0.001])
+    assert [rate(epoch, 40) for epoch in (0, 19, 20, 39, 40)] == pytest.approx([0.1, 0.1, 0.001, 0.001, 0.001])
