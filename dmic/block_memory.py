@@ -95,8 +95,8 @@ def block_memory(
     """Bytes beyond the features that a rank needs in each stage if blocks come from a file.
 
     On a GPU they are of its own memory, and of tensors alone: the CUDA context, libraries and what torch's allocator
-    keeps free come on top. In the host's memory a block of the features is pinned then, at most 4 block_rows d bytes in
-    float32, which torch rounds up to a power of two.
+    keeps free come on top. In the host's memory two blocks of the features are pinned then, four if there are other
+    ranks, at most 4 block_rows d bytes each, which torch rounds up to a power of two.
 
     Args:
         num_samples: of the gallery.
@@ -155,14 +155,16 @@ def _gpu_memory(
     chunk = min(GPU_JOINED_ROWS, block)  # scans of its values and of those before, and room for pairs
     planned = 40 * min(GPU_JOINED_VALUES, lengths.expanded * chunk) + 20 * lengths.pairs * chunk
     joined = EDGE_BYTES * pairs + expanded * own + 20 * n
+    ahead = 4 * d * block * (2 if not alone else blocks > 1)  # on their way from the host
     stages = {
         "knn_graph": [
             (found if alone else 2 * found)
+            + ahead
             + search_memory(n, block, met, d, k1, copies=1 if still else 2.5, device="cuda"),
-            0 if alone else 3 * found + _gpu_merge_memory(own, k1) + (12 * d + 8 * k1) * block,
+            0 if alone else 3 * found + _gpu_merge_memory(own, k1) + (12 * d + 8 * k1) * block + ahead,
         ],
         "k_reciprocal_encoding": [
-            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 4),
+            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 4) + ahead,
             lists + encoding * 3 * own + 16 * own,
         ],
         "invariant_expansion": [

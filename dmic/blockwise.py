@@ -11,7 +11,8 @@ Every rank holds the neighbour lists of all samples; nothing else grows with N a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -24,9 +25,9 @@ from . import ops, process_group
 from .block_memory import MERGED_ROWS, give_back
 from .constants import NOISE
 from .csr import Csr
+from .feature_rows import FeatureRows
 from .process_group import Group
 
-Read = Callable[..., torch.Tensor]  # (begin, end, out=None): float32 [end - begin, d], of rows that this rank owns
 Report = Callable[[str, int, int], None]  # (stage, done, total)
 
 
@@ -38,6 +39,10 @@ class Rows(NamedTuple):
 
     def __len__(self) -> int:  # not the length of the tuple
         return self.end - self.begin
+
+    def within(self, rows: Rows) -> Rows:
+        """Counted from the first of those."""
+        return Rows(self.begin - rows.begin, self.end - rows.begin)
 
     def halves(self) -> tuple[Rows, Rows]:
         middle = (self.begin + self.end) // 2
@@ -279,18 +284,29 @@ class Progress:
         return lambda _, done, total: self.report(self.stage, begin + work * done // max(1, total), self.total)
 
 
-def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report | None = None) -> Lists:
-    """The nearest k1 of all samples for each of the own rows."""
+@contextmanager
+def _ahead(features: FeatureRows, order: Iterable[Rows], own: Rows) -> Iterator[Callable[..., torch.Tensor]]:
+    """`features.ahead` for own rows by their numbers in the whole gallery."""
+    with features.ahead(rows.within(own) for rows in order) as read:
+        yield lambda rows, out=None: read(*rows.within(own), out)
+
+
+def knn_graph(features: FeatureRows, k1: int, ring: Ring, report: Report | None = None) -> Lists:
+    """The nearest k1 of all samples for each of the own rows, whose features these are."""
     own, blocks, turns = ring.own, ring.blocks(ring.own), list(ring.half_turns())
-    lists = Lists.empty(len(own), k1, ring.device)
+    num_features, lists = features.shape[1], Lists.empty(len(own), k1, ring.device)
     pairs = len(own) ** 2 // 2 + sum(len(turn.received) * len(turn.met_by) for turn in turns)
     progress = Progress("knn_graph", pairs, report)
 
-    def load(rows: Rows, out: torch.Tensor | None = None) -> torch.Tensor:
-        return read(rows.begin - own.begin, rows.end - own.begin, out)
+    def order() -> Iterator[Rows]:
+        """In which blocks are loaded: y, and every x that it meets."""
+        for t, y in enumerate(blocks):
+            yield from (y, *blocks[:t])
+        for turn in turns:
+            yield from (x for _ in ring.blocks(turn.received) for x in ring.blocks(turn.met_by))
 
     def mine(rows: Rows) -> Lists:
-        return lists.part(rows.begin - own.begin, rows.end - own.begin)
+        return lists.part(*rows.within(own))
 
     def compare(x: Rows, y: Rows, both: torch.Tensor, lists_y: Lists, farthest_y: torch.Tensor) -> None:
         """`both` ends with the features of y, and has room for those of x."""
@@ -301,38 +317,39 @@ def knn_graph(read: Read, num_features: int, k1: int, ring: Ring, report: Report
         mine(x).merge(idx[: len(x)], dist[: len(x)], y.begin - len(x))
         lists_y.merge(idx[len(x) :], dist[len(x) :], x.begin)
 
-    directions = None
-    for t, y in enumerate(blocks):
-        both = torch.empty(max(map(len, blocks)) + len(y), num_features, device=ring.device) if t else None
-        of_y = load(y) if both is None else load(y, both[-len(y) :])
-        if t == 0:
-            directions = ops.search_directions(of_y, k1, ring.num_samples)
-        watch = progress.part(len(y) ** 2 // 2)
-        idx, dist = ops.knn_graph(of_y, min(k1, len(y)), directions=directions, progress=watch)
-        mine(y).put(idx, dist, y.begin)
-        for x in blocks[:t]:
-            compare(x, y, both, mine(y), mine(y).farthest())
-        del both, of_y, idx, dist
-        give_back()
-
     def sent(rows: Rows) -> list[torch.Tensor]:
-        return [load(rows), mine(rows).farthest()[:, None]]
+        return [load_sent(rows), mine(rows).farthest()[:, None]]
 
     def meet(turn: Turn, received: Iterator[Received]) -> Lists:
         """The nearest of the own rows, for those received."""
         found = Lists.empty(len(turn.received), k1, ring.device)
         for y, (both, farthest) in received:
-            found_y = found.part(y.begin - turn.received.begin, y.end - turn.received.begin)
+            found_y = found.part(*y.within(turn.received))
             for x in ring.blocks(turn.met_by):
                 compare(x, y, both, found_y, torch.minimum(farthest[room:, 0], found_y.farthest()))
             del both, farthest  # before the next ones come
             give_back()
         return found
 
-    room = max((len(x) for turn in turns for x in ring.blocks(turn.met_by)), default=0)
-    for turn, received in ring.pass_blocks(turns, sent, (num_features, 1), room):
-        found = meet(turn, received)
-        mine(turn.sent).merge(*ring.swap([found.idx, found.dist], turn.source, turn.to))
+    directions = None
+    order_sent = (y for turn in turns for y in ring.blocks(turn.sent))
+    with _ahead(features, order(), own) as load, _ahead(features, order_sent, own) as load_sent:
+        for t, y in enumerate(blocks):
+            both = torch.empty(max(map(len, blocks)) + len(y), num_features, device=ring.device) if t else None
+            of_y = load(y) if both is None else load(y, both[-len(y) :])
+            if t == 0:
+                directions = ops.search_directions(of_y, k1, ring.num_samples)
+            watch = progress.part(len(y) ** 2 // 2)
+            idx, dist = ops.knn_graph(of_y, min(k1, len(y)), directions=directions, progress=watch)
+            mine(y).put(idx, dist, y.begin)
+            for x in blocks[:t]:
+                compare(x, y, both, mine(y), mine(y).farthest())
+            del both, of_y, idx, dist
+            give_back()
+        room = max((len(x) for turn in turns for x in ring.blocks(turn.met_by)), default=0)
+        for turn, received in ring.pass_blocks(turns, sent, (num_features, 1), room):
+            found = meet(turn, received)
+            mine(turn.sent).merge(*ring.swap([found.idx, found.dist], turn.source, turn.to))
     return lists
 
 
@@ -385,37 +402,55 @@ def knn_graph_of_two(
 
 
 def k_reciprocal_encoding(
-    read: Read, num_features: int, neighbor_idx: torch.Tensor, k1_half: int, ring: Ring, report: Report | None = None
+    features: FeatureRows, neighbor_idx: torch.Tensor, k1_half: int, ring: Ring, report: Report | None = None
 ) -> Csr:
-    """The own rows of the encoding, Csr [n, N]; neighbor_idx are the lists of all samples, int32 [N, k1]."""
-    own, n = ring.own, ring.num_samples
+    """The own rows of the encoding, Csr [n, N]. The features are theirs, neighbor_idx the lists of all samples, int32
+    [N, k1]."""
+    own, n, blocks, turns = ring.own, ring.num_samples, ring.blocks(ring.own), list(ring.full_turns())
     progress = Progress("k_reciprocal_encoding", 2 * n, report)
     row_ptr, col_idx = ops.k_reciprocal_sets(neighbor_idx, k1_half, *own, progress=progress.part(n))
     dots = torch.empty(len(col_idx), dtype=torch.float64, device=ring.device)
 
-    def load(rows: Rows) -> torch.Tensor:
-        return read(rows.begin - own.begin, rows.end - own.begin)
+    def members(x: Rows) -> slice:
+        """Of their sets, in col_idx and dots."""
+        begin, end = x.within(own)
+        return slice(int(row_ptr[begin]), int(row_ptr[end]))
+
+    def order() -> Iterator[Rows]:
+        """In which blocks are loaded: y, and every x whose sets have members in it."""
+        gallery = [y for rank in range(ring.size) for y in ring.blocks(ring.owned_by(rank))]
+        begins = torch.tensor([y.begin for y in gallery], dtype=torch.int32, device=ring.device)
+        met = set()
+        for x in blocks:
+            places = torch.bucketize(col_idx[members(x)], begins, out_int32=True, right=True) - 1
+            counts = places.bincount(minlength=len(gallery))
+            met.update((x, gallery[place]) for place in counts.nonzero().flatten().tolist())
+        for y in blocks:
+            yield from (y, *(x for x in blocks if (x, y) in met))
+        for turn in turns:
+            yield from (x for y in ring.blocks(turn.received) for x in blocks if (x, y) in met)
 
     def sent(rows: Rows) -> list[torch.Tensor]:
-        return [load(rows)]
+        return [load_sent(rows)]
 
     def multiply(y: Rows, of_y: torch.Tensor) -> None:
         watch = progress.part(len(y))
-        for x in ring.blocks(own):
-            begin, end = x.begin - own.begin, x.end - own.begin
-            ptr = row_ptr[begin : end + 1]
-            part = slice(int(ptr[0]), int(ptr[-1]))
+        for x in blocks:
+            begin, end = x.within(own)
+            part, ptr = members(x), row_ptr[begin : end + 1]
             inside = (col_idx[part] >= y.begin) & (col_idx[part] < y.end)
             ptr, columns = _row_ptr(inside)[ptr - ptr[0]], col_idx[part][inside]
             if len(columns):
                 dots[part][inside] = ops.sampled_dots(load(x), of_y, ptr, columns.sub_(y.begin), progress=watch)
 
-    for y in ring.blocks(own):
-        multiply(y, load(y))
-    for _, received in ring.pass_blocks(list(ring.full_turns()), sent, (num_features,)):
-        for y, (of_y,) in received:
-            multiply(y, of_y)
-            del of_y
+    order_sent = (y for turn in turns for y in ring.blocks(turn.sent))
+    with _ahead(features, order(), own) as load, _ahead(features, order_sent, own) as load_sent:
+        for y in blocks:
+            multiply(y, load(y))
+        for _, received in ring.pass_blocks(turns, sent, (features.shape[1],)):
+            for y, (of_y,) in received:
+                multiply(y, of_y)
+                del of_y
     give_back()
     return ops.k_reciprocal_weights(row_ptr, col_idx, dots, n)
 

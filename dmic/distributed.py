@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -125,13 +125,13 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
             lists = files.load("knn_graph") if files else None
             if lists is None:
                 with stage("knn_graph"):
-                    lists = blockwise.knn_graph(features.read, num_features, search.k1, ring, progress).idx
+                    lists = blockwise.knn_graph(features, search.k1, ring, progress).idx
                 if files:
                     files.save("knn_graph", lists)
             lists = process_group.all_gather_rows(lists, group)
             with stage("k_reciprocal_encoding"):
                 k1_half = int(np.around(search.k1 / 2))  # half to even, as published
-                encoding = blockwise.k_reciprocal_encoding(features.read, num_features, lists, k1_half, ring, progress)
+                encoding = blockwise.k_reciprocal_encoding(features, lists, k1_half, ring, progress)
             if search.k2 > 1:
                 with stage("invariant_expansion"):
                     ids = [
@@ -193,7 +193,7 @@ def gallery_marks(features: FeatureRows, **ids: torch.Tensor | None) -> dict[str
     Raises:
         ValueError: one of the rows cannot be read; see `FeatureRows.read`.
     """
-    features, n = replace(features, device=torch.device("cpu")), features.shape[0]
+    features, n = features.on_host(), features.shape[0]
     marked = sorted({n * i // MARKED_ROWS for i in range(MARKED_ROWS)} | {n - 1}) if n else []
     rows = [features.read(i, i + 1) for i in marked]
     return {
@@ -215,7 +215,7 @@ def _fingerprint(features: FeatureRows, camera_ids, modality_ids, search: Search
     for rows in ring.blocks(ring.own):
         begin, end = rows.begin - ring.own.begin, rows.end - ring.own.begin
         place = (torch.arange(rows.begin, rows.end) + 1) * 0x14057B7EF767814F | 1
-        bits = features.read(begin, end).cpu().view(torch.int32)
+        bits = features.on_host().read(begin, end).view(torch.int32)
         sums = torch.cat([(part * factors).sum(1) for part in bits.split(1024)])
         for ids in (camera_ids, modality_ids):
             sums = sums * 31 + (0 if ids is None else ids[begin:end].cpu() + 1)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import numpy as np
 import torch
 
 from ._arrays import dtype_name, to_tensor
+from .read_ahead import Copies, ReadAhead
 
+Read = Callable[..., torch.Tensor]  # (begin, end, out=None), as FeatureRows.read
 PIECE_BYTES = 1 << 22  # of rows of another dtype than float32 that are converted at a time
 SAFETENSORS_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
@@ -57,6 +61,29 @@ class FeatureRows:
     def in_memory(self) -> bool:
         return isinstance(self.source, torch.Tensor)
 
+    @property
+    def from_host(self) -> bool:
+        """Whether blocks go from the host's memory, or from a file, to a GPU."""
+        return self.device.type == "cuda" and not (self.in_memory and self.source.device.type == "cuda")
+
+    def on_host(self) -> FeatureRows:
+        """The same rows, whose blocks are to be in the host's memory."""
+        return replace(self, device=torch.device("cpu"))
+
+    @contextmanager
+    def ahead(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Read]:
+        """`read` for rows that will be asked for in this order, (begin, end) each, to the last or not: on their way
+        from the host to a GPU, each is read and copied while those before it are in use.
+
+        Elsewhere this is `read` itself, and `ranges` is not looked at.
+        """
+        ranges = list(ranges) if self.from_host else []
+        if not ranges:
+            yield self.read
+            return
+        with closing(ReadAhead(self.on_host().read, ranges, self.shape[1], Copies(self.device))) as reader:
+            yield reader.read
+
     def read(self, begin: int, end: int, out: torch.Tensor | None = None) -> torch.Tensor:
         """Rows [begin, end) as contiguous float32; of a tensor that is that already, a view. In `out`, if there is one:
         contiguous float32 of that shape, on the device.
@@ -74,15 +101,13 @@ class FeatureRows:
         return out
 
     def _read(self, begin: int, end: int, out: torch.Tensor | None) -> torch.Tensor:
-        to_gpu = self.device.type == "cuda"
         if self.in_memory:
             rows = self.source[begin:end]
-            rows = rows.pin_memory() if to_gpu and rows.device.type == "cpu" else rows
         else:
             path, offset = self.source
             row_bytes = self.shape[1] * self.dtype.itemsize
-            straight = out is not None and self.dtype == torch.float32 and not to_gpu
-            rows = out if straight else torch.empty(end - begin, self.shape[1], dtype=self.dtype, pin_memory=to_gpu)
+            straight = out is not None and out.device.type == "cpu" and self.dtype == torch.float32
+            rows = out if straight else torch.empty(end - begin, self.shape[1], dtype=self.dtype)
             with path.open("rb") as file:
                 file.seek(offset + begin * row_bytes)
                 if rows.numel() and file.readinto(rows.view(torch.uint8).numpy()) != rows.nbytes:
@@ -95,8 +120,8 @@ class FeatureRows:
                 f"{self.first + begin + row}, column {column}"
             )
         if out is None:
-            return rows.to(self.device, non_blocking=True).to(torch.float32).contiguous()
-        return out if rows is out else out.copy_(rows, non_blocking=True)
+            return rows.to(self.device).to(torch.float32).contiguous()
+        return out if rows is out else out.copy_(rows)
 
     def part(self, begin: int, end: int) -> FeatureRows:
         """The rows [begin, end) as features of their own."""

@@ -110,7 +110,7 @@ def same_stages(gallery: str, *cuts: str) -> int:
         rank, (block_rows, *bounds) = process_group.rank(group), map(int, cuts)
         begin, end = bounds[rank], bounds[rank + 1]
         ring = blockwise.Ring.join(end - begin, block_rows, torch.device("cpu"), group)
-        k1, k2, k1_half, eps, d = 20, 6, 10, 0.6, features.shape[1]
+        k1, k2, k1_half, eps = 20, 6, 10, 0.6
 
         def own(csr):
             return blockwise._slice(csr, begin, end)
@@ -118,12 +118,12 @@ def same_stages(gallery: str, *cuts: str) -> int:
         def tensors(csr):
             return csr.row_ptr, csr.col_idx, csr.values
 
-        read = FeatureRows.of("gallery", features).part(begin, end).read
-        lists = blockwise.knn_graph(read, d, k1, ring)
+        part = FeatureRows.of("gallery", features).part(begin, end)
+        lists = blockwise.knn_graph(part, k1, ring)
         idx, distances = ops.knn_graph(features, k1)
         assert_same_bits((lists.idx, lists.dist), (idx[begin:end], distances[begin:end]))
         of_all = process_group.all_gather_rows(lists.idx, group)
-        encoding = blockwise.k_reciprocal_encoding(read, d, of_all, k1_half, ring)
+        encoding = blockwise.k_reciprocal_encoding(part, of_all, k1_half, ring)
         whole = ops.k_reciprocal_encoding(features, idx, k1_half)
         assert_same_bits(tensors(encoding), tensors(own(whole)))
         expanded = blockwise.invariant_expansion(encoding, of_all, k2, *ids, ring)
@@ -137,6 +137,14 @@ def same_stages(gallery: str, *cuts: str) -> int:
         assert_same_bits((labels, core_mask), (all_labels[begin:end], all_core[begin:end]))
         assert num_clusters == int(all_labels.max()) + 1 > 1
     return 0
+
+
+def same_stages_with_late_copies(early: str, *arguments: str) -> int:
+    """As if features went to a GPU."""
+    from late_copies import LateCopies
+
+    with LateCopies(early=early == "1").in_use():
+        return same_stages(*arguments)
 
 
 def different_settings(gallery: str, what: str) -> int:

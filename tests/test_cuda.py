@@ -23,8 +23,9 @@ from generators import duplicated_features, gallery
 from safetensors.torch import save_file
 
 import dmic
-from dmic import _native, block_memory, ops
+from dmic import _native, block_memory, blockwise, ops
 from dmic._arrays import to_tensor
+from dmic.feature_rows import FeatureRows
 
 STAGES = ["knn_graph", "k_reciprocal_encoding", "invariant_expansion", "jaccard_distance", "dbscan"]
 SETTINGS = {"k1": 12, "k2": 4, "eps": 0.55}
@@ -276,6 +277,33 @@ def test_features_elsewhere_are_clustered_on_the_device_block_by_block(
         want = found(features=stored, **ids)
     assert_same_bits(got, want)
     assert_same_bits(of_memory, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_blocks_that_are_read_ahead_are_those_of_the_file_and_of_memory(place, samples, tmp_path, dtype):
+    """Taken on a current stream that is late, block by block; and the search over them has the bits of the whole."""
+    stored = samples["features"].to(dtype)
+    save_file({"features": stored}, tmp_path / "gallery.safetensors")
+    n, before = len(stored), place.allocated()
+    cuts = [*range(0, n, n // 7), n]
+    ranges = [(cuts[i], cuts[i + 1]) for i in (0, 1, 0, 2, 2, 3, 1, 6, 5, 4, 4)]
+    with place.on_the_cpu():
+        want = ops.knn_graph(stored, 12)
+    for source in [tmp_path / "gallery.safetensors", stored] * 3:
+        features = FeatureRows.of("test", source, place.device)
+        with features.ahead(ranges) as read:
+            taken = []
+            for begin, end in ranges:
+                place.work_for_a_while()
+                taken.append(read(begin, end))
+        place.synchronize()
+        for (begin, end), found_rows in zip(ranges, taken, strict=True):
+            assert torch.equal(found_rows.cpu(), stored[begin:end].float())
+        del taken, found_rows, read
+        lists = blockwise.knn_graph(features, 12, blockwise.Ring.join(n, n // 7, place.device, None))
+        assert_same_bits((lists.idx.cpu(), lists.dist.cpu()), want)
+        del lists
+    assert place.allocated() == before
 
 
 def test_inputs_of_any_strides(place, samples, want):

@@ -1,8 +1,8 @@
 """How much memory each stage takes at most if rows are clustered block by block on the emulated ops.
 
 As a program, with libfailing_memory.so preloaded, `block_memory_checks.py REPORT` clusters galleries from a file, alone
-and over ranks that it forks, and writes the peaks as JSON; test_block_memory.py judges. It checks on the way that the
-labels are those of the CPU.
+and over ranks that it forks, as if blocks were copied to a GPU, whose memory alone counts, and writes the peaks as
+JSON; test_block_memory.py judges. It checks on the way that the labels are those of the CPU.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import kernel_checks
 import numpy as np
 import torch
 from generators import gallery
+from late_copies import LateCopies
 from memory_checks import STAGES, FailingMemory
 
 from dmic import _native, blockwise, process_group, pseudo_labels
@@ -92,6 +93,7 @@ def cluster(memory: FailingMemory, case: Case, path: Path, ids: dict, group: pro
         mock.patch.multiple(
             blockwise, **{name: watched(memory, found, name, getattr(blockwise, name)) for name in STAGES}
         ),
+        LateCopies(early=True, current_early=True).in_use(),
         mock.patch("dmic.distributed.choose_block_rows", return_value=case.block_rows),
         mock.patch.object(process_group, "GATHERED_BYTES", 4096),  # in proportion to these galleries
     ):
