@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..constants import INFRARED, VISIBLE
 from ..data import samples_in_folder, samples_in_manifest
 from ..models import embed
 from ..npz import check_output, write_npz, write_safetensors
-from ..run import load_run
+from ..run import agree_on_images, agree_on_settings, agree_on_weights, load_run
 from . import common
 
 MODALITIES = {"visible": VISIBLE, "infrared": INFRARED}
@@ -48,10 +47,13 @@ def run(options: argparse.Namespace) -> int:
     """Embed, and write the features; under torchrun every rank embeds a share, and rank 0 writes."""
     device = common.device(options.device)
     with process_group.started(device, timedelta(minutes=options.timeout)) as group:
-        return _run(options, device, group)
+        watch = process_group.Watch(group)
+        with watch.guard():
+            return _run(options, device, watch)
 
 
-def _run(options: argparse.Namespace, device: str, group: process_group.Group) -> int:
+def _run(options: argparse.Namespace, device: str, watch: process_group.Watch) -> int:
+    group = watch.group
     check_output(options.out, options.source, (".npz", ".safetensors"))
     config, network = load_run(options.run_folder, tuple(options.set))
     if config.data.kind == "landsat":
@@ -69,13 +71,10 @@ def _run(options: argparse.Namespace, device: str, group: process_group.Group) -
     gallery = samples.gallery(height=config.data.height, width=config.data.width, num_workers=config.data.num_workers)
     first = process_group.rank(group) == 0
     console = Console(highlight=False, quiet=not first)
-    watch = process_group.Watch(group)
-    with watch.guard(), common.phases(console) as progress:
-        if group is not None:
-            from ..distributed import agree  # loads the compiled ops
-
-            names = hashlib.sha256("/".join(Path(path).name for path in samples.paths).encode()).hexdigest()[:16]
-            agree(str(options.source), {"number of images": len(samples.paths), "their names": names}, group)
+    agree_on_settings(config, group)
+    agree_on_weights(network, group)
+    agree_on_images(str(options.source), gallery, group)
+    with common.phases(console) as progress:
         watch.enter("embed")
         features = embed(network.to(device), gallery, device="cpu", progress=progress, group=group)
     if not first:
