@@ -277,7 +277,7 @@ def run_with_images_of_its_own(group, folder, what):
         if what == "number":
             images, camera_ids, modality_ids = images[:-1], camera_ids[:-1], modality_ids[:-1]
         if what == "camera":
-            camera_ids[-1] = camera_ids[0]
+            camera_ids[-1] = (camera_ids[-1] + 1) % 6
         if what == "pixel":
             images[0, 0, 0, 0] ^= 1
         if what == "test":
