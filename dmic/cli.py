@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from ._version import __version__
 from .commands import NOT_HEALTHY
+from .out_of_memory import is_out_of_memory
 
 COMMANDS = {
     "demo": "train on the embedded gallery and retrieve across modalities",
@@ -36,13 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"dmic: {_rank()}interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError, MemoryError) as error:
-        print(f"dmic {command}: error: {_rank()}{_one_line(error)}", file=sys.stderr)
-        return USAGE_ERROR
-    except RuntimeError as error:  # as torch reports that memory has run out
-        from .pseudo_labels import OUT_OF_MEMORY
-
-        if not OUT_OF_MEMORY.search(str(error)):
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
         print(f"dmic {command}: error: {_rank()}{_one_line(error)}", file=sys.stderr)
         return USAGE_ERROR

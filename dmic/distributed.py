@@ -22,8 +22,8 @@ from ._version import __version__
 from .block_memory import MIN_BLOCK_ROWS, Search, choose_block_rows, give_back, most_pairs
 from .blockwise import Ring
 from .feature_rows import FeatureRows
+from .out_of_memory import is_out_of_memory
 from .process_group import Group, Watch
-from .pseudo_labels import OUT_OF_MEMORY
 from .stage_files import StageFiles
 
 Progress = Callable[[str, int, int], None]
@@ -74,7 +74,7 @@ def cluster(
         try:
             return _cluster(watch, name, features, camera_ids, modality_ids, search, group, max_memory, progress, files)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            if not is_out_of_memory(error):
                 raise
             raise MemoryError(
                 f"{name}: out of memory in {watch.phase}; give a lower max_memory, with which blocks are smaller, "
@@ -118,6 +118,7 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
     if files is not None:
         with stage("the checksum of the features"):
             files.open(_fingerprint(features, camera_ids, modality_ids, search, ring), ring)
+        watch.enter("the finished stages")
     distance = files.load_csr("jaccard_distance") if files else None
     if distance is None:
         encoding = files.load_csr("invariant_expansion") if files else None
@@ -177,16 +178,6 @@ def agree(name: str, settings: dict[str, Any], group: Group, problem: str | None
             raise ValueError(f"{name}: rank {rank} and rank 0 must have the same {', '.join(different)}")
 
 
-def agree_on_gallery(name: str, features: FeatureRows, group: Group, **ids: torch.Tensor | None) -> None:
-    """Raise ValueError on every rank unless all were given the same gallery, which they share out then."""
-    marks, problem = {}, None
-    try:
-        marks = gallery_marks(features, **ids)
-    except ValueError as error:
-        problem = f"{name}: {error}"
-    agree(name, marks, group, problem)
-
-
 def gallery_marks(features: FeatureRows, **ids: torch.Tensor | None) -> dict[str, Any]:
     """What ranks that are given the same gallery must `agree` on: its shape and dtype, some rows, and all ids.
 
@@ -194,14 +185,18 @@ def gallery_marks(features: FeatureRows, **ids: torch.Tensor | None) -> dict[str
         ValueError: one of the rows cannot be read; see `FeatureRows.read`.
     """
     features, n = features.on_host(), features.shape[0]
-    marked = sorted({n * i // MARKED_ROWS for i in range(MARKED_ROWS)} | {n - 1}) if n else []
-    rows = [features.read(i, i + 1) for i in marked]
+    rows = [features.read(i, i + 1) for i in marked(n)]
     return {
         "number of samples": n,
         "dtype of features": str(features.dtype),
         "features, by a few rows": _digest(torch.cat(rows)) if rows else None,
         **{name: None if given is None else _digest(given.cpu()) for name, given in ids.items()},
     }
+
+
+def marked(n: int) -> list[int]:
+    """The first of n rows, the last, and some between them."""
+    return sorted({n * i // MARKED_ROWS for i in range(MARKED_ROWS)} | {n - 1}) if n else []
 
 
 def _digest(tensor: torch.Tensor) -> str:

@@ -35,11 +35,12 @@ class FeatureRows:
     dtype: torch.dtype
     device: torch.device
     source: torch.Tensor | tuple[Path, int]  # in memory, or a file and where its first value is
+    name: str  # begins the errors: the file's, where there is one
     first: int = 0  # number of row 0 in what this is a part of, for errors
 
     @classmethod
     def of(cls, name: str, features: Any, device: torch.device | None = None) -> FeatureRows:
-        """Of an array [N, d], or of a `.npy` or `.safetensors` file (key `features`) by its path.
+        """Of an array [N, d], or of a `.npy` or `.safetensors` file (key `features`) by its path; rows are as they are.
 
         Args:
             name: begins the errors.
@@ -49,13 +50,15 @@ class FeatureRows:
         Raises:
             ValueError: in one line: the file cannot be read, has no features [N, d] of floating point in rows.
         """
+        if isinstance(features, FeatureRows):
+            return replace(features, device=device or features.device)
         if isinstance(features, str | Path):
             return _open(Path(features), device or torch.device("cpu"))
         tensor = to_tensor(features, f"{name}: features")
         if tensor.dim() != 2 or not tensor.is_floating_point():
             got = f"{dtype_name(tensor.dtype)} of shape {tuple(tensor.shape)}"
             raise ValueError(f"{name}: features must be floating point [N, d], got {got}")
-        return cls(tuple(tensor.shape), tensor.dtype, device or tensor.device, tensor)
+        return cls(tuple(tensor.shape), tensor.dtype, device or tensor.device, tensor, name)
 
     @property
     def in_memory(self) -> bool:
@@ -114,9 +117,8 @@ class FeatureRows:
                     raise ValueError(f"{path}: ends before row {self.first + end}; it is truncated")
         if rows.numel() and not all(bound.to(torch.float32).isfinite() for bound in torch.aminmax(rows)):
             row, column = (~rows.to(torch.float32).isfinite()).nonzero()[0].tolist()
-            where = "" if self.in_memory else f"{path}: "
             raise ValueError(
-                f"{where}features must be finite in float32, got {float(rows[row, column])} at row "
+                f"{self.name}: features must be finite in float32, got {float(rows[row, column])} at row "
                 f"{self.first + begin + row}, column {column}"
             )
         if out is None:
@@ -130,7 +132,7 @@ class FeatureRows:
         else:
             path, offset = self.source
             source = path, offset + begin * self.shape[1] * self.dtype.itemsize
-        return FeatureRows((end - begin, self.shape[1]), self.dtype, self.device, source, self.first + begin)
+        return replace(self, shape=(end - begin, self.shape[1]), source=source, first=self.first + begin)
 
 
 def _open(path: Path, device: torch.device) -> FeatureRows:
@@ -145,7 +147,7 @@ def _open(path: Path, device: torch.device) -> FeatureRows:
         raise ValueError(f"{path}: features must have shape [N, d], got {tuple(shape)}")
     if size < offset + shape[0] * shape[1] * dtype.itemsize:
         raise ValueError(f"{path}: has {size} bytes, too few for features of shape {tuple(shape)}; it is truncated")
-    return FeatureRows(tuple(shape), dtype, device, (path, offset))
+    return FeatureRows(tuple(shape), dtype, device, (path, offset), str(path))
 
 
 def _open_npy(path: Path) -> tuple[tuple[int, ...], torch.dtype, int]:

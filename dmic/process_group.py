@@ -214,14 +214,6 @@ def check_backend(name: str, group: Group) -> None:
         )
 
 
-def check_same(what: str, digest: str, group: Group) -> None:
-    """Raise ValueError on every rank unless all have the same text, of the same length everywhere."""
-    digests = all_gather_rows(torch.tensor([list(digest.encode())], dtype=torch.uint8), group)
-    others = (digests != digests[0]).any(1).nonzero().flatten().tolist()
-    if others:
-        raise ValueError(f"all ranks must have the same {what}, but rank {others[0]} has others than rank 0")
-
-
 def is_lost(error: RuntimeError) -> bool:
     """Whether an error says that another rank cannot be reached any more."""
     return isinstance(error, dist.DistError) or LOST.search(str(error)) is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from .block_memory import GPU_SCRATCH_BYTES, MemoryEstimate, Search, block_memor
 from .constants import NOISE
 from .csr import Csr
 from .feature_rows import FeatureRows
+from .out_of_memory import is_out_of_memory
 
 FEATURE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
@@ -30,7 +30,6 @@ ID_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, tor
 NOISE_EPS = 0.8  # the distance from which on pairs of unstructured features are common
 PAIR_BYTES = 24  # one pair while it is found and laid out in both directions
 GPU_PAIR_BYTES = 44  # the same, and as sort keys before it is taken apart
-OUT_OF_MEMORY = re.compile("out of memory|(not enough|can't allocate) memory")  # in an error of ours or of torch's
 ENTRY_BYTES = 8  # one stored entry of a Csr: int32 column, int32 or float32 value
 
 Progress = Callable[[str, int, int], None]
@@ -507,34 +506,36 @@ def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | N
 def _by_blocks(
     name, features, camera_ids, modality_ids, search, group, folder, max_memory, progress, device=None
 ) -> PseudoLabels:
-    """The same of a gallery in a file, or of the rows of this rank; what is wrong on one rank is an error on all."""
+    """The same of a gallery in a file, or of the rows of this rank, which may be FeatureRows whose name and first row
+    are those that errors say; what is wrong on one rank is an error on all."""
     from . import distributed  # loads the compiled ops
     from .stage_files import StageFiles
 
     problem, camera, modality, marks = None, None, None, {"folder": folder is not None}
     ranks.check_backend(name, group)
     try:
-        if features is None:
-            raise ValueError(f"{name}: features are needed, got None")
-        rows = FeatureRows.of(name, features, device)
-        n = rows.shape[0]
-        camera = _check_ids(name, "camera_ids", camera_ids, n, rows.device)
-        modality = _check_ids(name, "modality_ids", modality_ids, n, rows.device)
-        marks["file of features"] = not rows.in_memory
-        if not rows.in_memory:
-            if group is not None:
-                marks |= distributed.gallery_marks(rows, camera_ids=camera, modality_ids=modality)
-            begin, end = ranks.share(n, group)
-            rows = rows.part(begin, end)
-            camera, modality = (ids if ids is None else ids[begin:end] for ids in (camera, modality))
-        max_memory = None if max_memory is None else to_integer(max_memory, f"{name}: max_memory")
-    except (ValueError, TypeError) as error:
+        with _explained_out_of_memory(name, None, search.k1, search.k2, search.eps):
+            if features is None:
+                raise ValueError(f"{name}: features are needed, got None")
+            rows = FeatureRows.of(name, features, device)
+            n = rows.shape[0]
+            camera = _check_ids(name, "camera_ids", camera_ids, n, rows.device)
+            modality = _check_ids(name, "modality_ids", modality_ids, n, rows.device)
+            marks["file of features"] = not rows.in_memory
+            if not rows.in_memory:
+                if group is not None:
+                    marks |= distributed.gallery_marks(rows, camera_ids=camera, modality_ids=modality)
+                begin, end = ranks.share(n, group)
+                rows = rows.part(begin, end)
+                camera, modality = (ids if ids is None else ids[begin:end] for ids in (camera, modality))
+            max_memory = None if max_memory is None else to_integer(max_memory, f"{name}: max_memory")
+    except (ValueError, TypeError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         if group is None:
             raise
         problem = str(error)
     distributed.agree(name, marks, group, problem)
     if rows.in_memory:
-        where, back = rows.source.device, like(features)
+        where, back = rows.source.device, like(rows.source if isinstance(features, FeatureRows) else features)
     else:
         where, back = rows.device, like(torch.empty(0))
     files = None if folder is None else StageFiles(Path(folder))
@@ -553,7 +554,7 @@ def _explained_out_of_memory(
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+        if not is_out_of_memory(error):
             raise
         if needed is None:
             kind = torch.OutOfMemoryError if isinstance(error, torch.OutOfMemoryError) else MemoryError

@@ -34,11 +34,12 @@ from .constants import INFRARED, VISIBLE
 from .data import Dataset, Gallery, landsat_dataset, open_dataset
 from .data.augment import bent_view, plain_view, toned_view
 from .data.augment_rgb import exchanged_view, infrared_view, visible_view
+from .data.image_files import read_bytes
 from .evaluate import ProtocolResult, evaluate_protocol, purity, splits, used_samples
 from .memory import ClusterMemory, InstanceMemory
 from .models import TwoStreamNetwork, embed, resnet_two_stream, small_two_stream
+from .out_of_memory import is_out_of_memory
 from .process_group import Group, Watch
-from .pseudo_labels import OUT_OF_MEMORY
 from .ranking import Rerank
 from .schedules import neighborhood_size
 from .tensorboard import event_log
@@ -199,7 +200,7 @@ class RunFolder:
         except OSError as error:
             raise OSError(f"{error}; once that is mended, {how}") from error
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            if not is_out_of_memory(error):
                 raise
             raise MemoryError(f"{error or 'out of memory'}; with more memory, {how}") from error
 
@@ -443,15 +444,15 @@ def _run_training(watch, config, folder, resume, device, report, progress) -> tu
     is_main = process_group.rank(group) == 0
     if is_main:
         folder.check(config, resume=resume)  # before a large data set is opened
-    from .distributed import agree  # loads the compiled ops
-
-    agree("settings", {"version of dmic": __version__, **_flat(asdict(_fixed(config)))}, group)
+    agree_on_settings(config, group)
     dataset = build_dataset(config)
-    process_group.check_same("images", _fingerprint(dataset.train), group)
+    agree_on_images("training images", dataset.train, group)
+    agree_on_images("test images", dataset.test and dataset.test.unlabeled, group)
     num_channels = dataset.train.images.shape[1]
     saved = process_group.any_rank(is_main and resume and (folder / CHECKPOINT).exists(), group)
     with process_group.first_on_its_machine(group):
         network = (build_blank if saved else build_network)(config, num_channels).to(device)
+    agree_on_weights(network, group)
     stages = build_stages(config)
     stop = StopRequest()
     holds = folder.held(config, resume=resume) if is_main else folder.resumable()
@@ -527,6 +528,59 @@ def _run_training(watch, config, folder, resume, device, report, progress) -> tu
             with atomic_write(folder / WEIGHTS) as file:
                 file.write(save_weights(weights))
     return network, dataset
+
+
+def agree_on_settings(config: Config, group: Group) -> None:
+    """Raise ValueError on every rank, as all of these do, unless all have the settings and the dmic of rank 0."""
+    from .distributed import agree  # loads the compiled ops
+
+    agree("settings", {"version of dmic": __version__, **_flat(asdict(_fixed(config)))}, group)
+
+
+def agree_on_images(what: str, gallery: Gallery | None, group: Group) -> None:
+    """Unless all have the same images: as many, of the same names and ids, and some of them byte for byte."""
+    if group is None:
+        return
+    from .distributed import agree
+
+    agree(what, {} if gallery is None else _image_marks(gallery), group)
+
+
+def _image_marks(gallery: Gallery) -> Record:
+    from .distributed import marked
+
+    some, names = marked(len(gallery)), None
+    if (paths := getattr(gallery.images, "paths", None)) is None:
+        content = [gallery.images[torch.tensor(some, dtype=torch.int64)].reshape(-1).numpy()]
+    else:
+        content = [_content(paths[sample]) for sample in some]
+        full = [os.path.abspath(path) for path in paths]
+        folder = os.path.commonpath(full) if full else ""  # may lie elsewhere on every machine
+        names = _digest(*(os.path.relpath(path, folder).encode() + b"\n" for path in full))
+    return {
+        "number of images": len(gallery),
+        "names": names,
+        "camera_ids": _digest(gallery.camera_ids.contiguous().numpy()),
+        "modality_ids": _digest(gallery.modality_ids.contiguous().numpy()),
+        "content, by a few images": _digest(*content),
+    }
+
+
+def _content(path: str) -> bytes:
+    try:
+        return read_bytes(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def agree_on_weights(network: TwoStreamNetwork, group: Group) -> None:
+    """Unless all have a network with the same bits, which they may have read from files of their own."""
+    if group is None:
+        return
+    from .distributed import agree
+
+    tensors = (tensor.cpu().contiguous().reshape(-1) for tensor in network.state_dict().values())
+    agree("network", {"weights": _digest(*(tensor.view(torch.uint8).numpy() for tensor in tensors))}, group)
 
 
 def save_weights(weights: dict[str, torch.Tensor]) -> bytes:

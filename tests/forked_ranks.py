@@ -90,9 +90,9 @@ def dmic(*arguments: str) -> int:
     return cli.main(arguments)
 
 
-def cluster_own_file(out: str, *files: str) -> int:
-    """Every rank another one."""
-    return dmic("cluster", files[int(os.environ["RANK"])], "-o", out, "--k1", "20", "--device", "cpu")
+def dmic_of_rank(*arguments: str) -> int:
+    """Of which {rank} is the number of the rank: files of its own."""
+    return dmic(*(argument.replace("{rank}", os.environ["RANK"]) for argument in arguments))
 
 
 def same_stages(gallery: str, *cuts: str) -> int:
@@ -169,6 +169,8 @@ def different_settings(gallery: str, what: str) -> int:
             if odd and what == "nan":
                 features = features.copy()
                 features[5, 3] = np.nan
+            if odd and what == "memory":
+                sys.modules["dmic.pseudo_labels"]._check_ids = lambda *_: out_of_memory(1)
             if odd and what == "version":
                 distributed.__version__ = "0.0.0"
             folder = "stages" if odd and what == "folder" else None

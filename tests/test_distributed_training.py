@@ -3,15 +3,18 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from forked_ranks import ForkedRanks
+from PIL import Image
 from ranks import on_ranks
 from safetensors.torch import load_file
 from torch import nn
@@ -25,10 +28,11 @@ from dmic.data import Gallery, landsat_galleries
 from dmic.data.augment import bent_view, plain_view, toned_view
 from dmic.data.augment_rgb import exchanged_view, infrared_view, visible_view
 from dmic.data.cross_modality import cross_modality_protocols
+from dmic.data.image_files import ImageFiles
 from dmic.evaluate import evaluate_protocol
 from dmic.models import embed, share_statistics, small_two_stream
 from dmic.ranking import Rerank
-from dmic.run import Interrupted, RunFolder, pack_state, run_training
+from dmic.run import Interrupted, RunFolder, agree_on_images, pack_state, run_training, save_weights
 from dmic.train import Batches, Hooks, Objective, Stage, TrainingState, train
 
 # Sums over a batch are added up in another order: 2**-24 of their size each, a few hundred of them in a row.
@@ -167,6 +171,39 @@ def test_a_killed_rank_is_named_by_one_that_scores(forked, alone, tmp_path):
     assert not (tmp_path / "scores.json").exists()
 
 
+def test_a_rank_without_the_recipe_is_named(forked, tmp_path):
+    (tmp_path / "0.toml").write_bytes((Path(dmic.__file__).parent / "recipes" / "landsat.toml").read_bytes())
+    command = ["train", tmp_path / "{rank}.toml", "--out", tmp_path / "run", "--device", "cpu"]
+    codes, texts = forked(tmp_path, 2, "dmic_of_rank", *command)
+    assert codes == [2, 2], texts
+    assert texts[1].startswith("dmic train: error: rank 1: "), texts
+    cause = texts[1].removeprefix("dmic train: error: rank 1: ")
+    assert str(tmp_path / "1.toml") in cause
+    assert texts[0] == f"dmic train: error: rank 0: rank 1 failed in the start: ValueError: {cause}"
+
+
+@pytest.mark.parametrize("what", ["missing", "other"])
+def test_ranks_that_score_have_the_same_network(forked, alone, tmp_path, what):
+    for rank in range(2):
+        shutil.copytree(alone, tmp_path / str(rank))
+    path = tmp_path / "1" / "weights.safetensors"
+    if what == "missing":
+        path.unlink()
+    else:
+        weights = load_file(path)
+        weights[min(weights)] += 1
+        path.write_bytes(save_weights(weights))
+    command = ["evaluate", tmp_path / "{rank}", "--device", "cpu", "-o", tmp_path / "scores.json"]
+    codes, texts = forked(tmp_path, 2, "dmic_of_rank", *command)
+    assert codes == [2, 2], texts
+    cause = "network: rank 1 and rank 0 must have the same weights ("
+    if what == "missing":
+        cause = f"{tmp_path / '1'}: not a finished run, weights.safetensors is missing"
+        assert f"dmic evaluate: error: rank 0: rank 1 failed in the start: ValueError: {cause}" in texts[0]
+    assert all(cause in text and text.count("error:") == 1 for text in texts), texts
+    assert not (tmp_path / "scores.json").exists()
+
+
 # ---------------------------------------------------------------------------------------------- runs of several ranks
 
 
@@ -211,6 +248,89 @@ def test_ranks_of_different_settings_do_not_start(tmp_path):
     message = "settings: rank 1 and rank 0 must have the same train.seed (1, not 0)"
     assert on_ranks(2, run_with_a_seed_of_its_own, tmp_path / "run") == [message] * 2
     assert not (tmp_path / "run").exists()
+
+
+def run_of_another_version(group, folder):
+    if process_group.rank(group) == 1:
+        dmic.run.__version__ = "0.0.0"
+    with pytest.raises(ValueError) as error:
+        run_training(load_config("landsat", SETTINGS), RunFolder(folder), group=group)
+    return str(error.value)
+
+
+def test_ranks_of_different_versions_do_not_start(tmp_path):
+    version = f"version of dmic ('0.0.0', not {dmic.__version__!r})"
+    message = f"settings: rank 1 and rank 0 must have the same {version}"
+    assert on_ranks(2, run_of_another_version, tmp_path / "run") == [message] * 2
+    assert not (tmp_path / "run").exists()
+
+
+def run_with_images_of_its_own(group, folder, what):
+    build = dmic.run.build_dataset
+
+    def changed(config):
+        dataset = build(config)
+        if process_group.rank(group) == 0:
+            return dataset
+        train, test = dataset.train, dataset.test
+        images, camera_ids, modality_ids = train.images.clone(), train.camera_ids.clone(), train.modality_ids
+        if what == "number":
+            images, camera_ids, modality_ids = images[:-1], camera_ids[:-1], modality_ids[:-1]
+        if what == "camera":
+            camera_ids[-1] = (camera_ids[-1] + 1) % 6
+        if what == "pixel":
+            images[0, 0, 0, 0] ^= 1
+        if what == "test":
+            test = None
+        return replace(dataset, train=Gallery(images, camera_ids, modality_ids), test=test)
+
+    dmic.run.build_dataset = changed
+    with pytest.raises(ValueError) as error:
+        run_training(load_config("landsat", SETTINGS), RunFolder(folder), group=group)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("number", "training images: rank 1 and rank 0 must have the same number of images ("),
+        ("camera", "training images: rank 1 and rank 0 must have the same camera_ids ('"),
+        ("pixel", "training images: rank 1 and rank 0 must have the same content, by a few images ('"),
+        ("test", "test images: rank 1 and rank 0 must have the same number of images (None, not "),
+    ],
+)
+def test_ranks_of_different_images_do_not_start(tmp_path, what, message):
+    said, other = on_ranks(2, run_with_images_of_its_own, tmp_path / "run", what)
+    assert said == other
+    assert said.startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+def compare_files(group, folder):
+    paths = sorted((folder / str(process_group.rank(group))).glob("*/*.png"))
+    ids = torch.zeros(2, len(paths), dtype=torch.int64)
+    try:
+        agree_on_images("images", Gallery(ImageFiles(paths, height=4, width=4), *ids), group)
+    except ValueError as error:
+        return str(error)
+    return "the same"
+
+
+@pytest.mark.parametrize("what", ["the same", "names", "content, by a few images"])
+def test_image_files_are_compared_by_name_and_content_wherever_they_lie(tmp_path, what):
+    for rank in range(2):
+        for number in range(3):
+            path = tmp_path / str(rank) / f"cam{number}" / "1.png"
+            path.parent.mkdir(parents=True)
+            Image.new("RGB", (5, 6), (number, 0, 0)).save(path)
+    last = tmp_path / "1" / "cam2" / "1.png"
+    if what == "names":
+        last.rename(last.with_name("2.png"))
+    if what == "content, by a few images":
+        Image.new("RGB", (5, 6), (2, 0, 1)).save(last)
+    said, other = on_ranks(2, compare_files, tmp_path)
+    assert said == other
+    assert said.startswith("the same" if what == "the same" else f"images: rank 1 and rank 0 must have the same {what}")
 
 
 def digest_of(state):
@@ -354,9 +474,6 @@ def talk(group):
     rows = torch.full((2 * own, 3), own, dtype=torch.int32)
     state = ({"a": torch.arange(3), "none": torch.zeros(0, 2, dtype=torch.bfloat16)}, {"x": [0.1, None]})
     tensors, packed = process_group.broadcast_state(state if own == 0 else None, group)
-    with pytest.raises(ValueError, match=r"^all ranks must have the same settings, but rank 1 has others than rank 0$"):
-        process_group.check_same("settings", "abc" if own != 1 else "abd", group)
-    process_group.check_same("settings", "abc", group)
     return (
         process_group.all_gather_rows(rows, group).tolist(),
         {name: (str(tensor.dtype), tensor.tolist()) for name, tensor in tensors.items()},

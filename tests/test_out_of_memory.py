@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -65,6 +66,41 @@ def test_every_way_to_run_out_is_explained(monkeypatch, error):
     with pytest.raises(MemoryError, match=ADVICE) as caught:
         pseudo_labels(np.random.default_rng(0).random((20, 3)), k1=5, k2=2)
     assert caught.value.__cause__ is error
+
+
+def test_a_command_with_too_little_memory_for_its_blocks_says_where_in_one_line(tmp_path):
+    script = """
+import resource, sys, numpy
+from dmic import cli
+def cluster(name, k1):
+    options = ["--k1", k1, "--k2", "2", "--device", "cpu", "--resume", name + ".stages", "-o", name + ".npz"]
+    return cli.main(["cluster", name, *options])
+features = numpy.random.default_rng(0).random((100_000, 2), dtype=numpy.float32)
+numpy.save("large.npy", features)
+numpy.save("small.npy", features[:100])
+assert cluster("small.npy", "3") == 0  # threads and their stacks are there
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 300_000_000,) * 2)
+sys.exit(cluster("large.npy", "500"))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(dmic.__file__).parents[1])}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    where = "out of memory in knn_graph; give a lower max_memory, with which blocks are smaller, use more ranks"
+    assert done.stderr == f"dmic cluster: error: {where}, or lower k1=500 or k2=2\n"
+    assert not (tmp_path / "large.npy.npz").exists()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
+def test_blocks_explain_it_where_their_arguments_are_checked(monkeypatch, tmp_path, error):
+    def fail(*_):
+        raise error
+
+    np.save(tmp_path / "features.npy", np.zeros((20, 3), np.float32))
+    monkeypatch.setattr(sys.modules["dmic.pseudo_labels"], "_check_ids", fail)
+    with pytest.raises(MemoryError, match=r"^pseudo_labels: out of memory; the arguments were being checked$"):
+        pseudo_labels(tmp_path / "features.npy", k1=5, k2=2)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -66,6 +67,12 @@ def cluster(ranks, folder, gallery, *more, num_ranks=3, fates=None):
     call = ("cluster", gallery[0], "-o", out, *SEARCH, "--device", "cpu", "--resume", folder / "stages", *more)
     codes, texts = ranks(folder, num_ranks, "dmic", *call, fates=fates)
     return codes, texts, out
+
+
+def cluster_own_file(ranks, folder, suffix):
+    """Every rank that of its number."""
+    call = ("cluster", folder / f"{{rank}}{suffix}", "-o", folder / "labels.npz", *SEARCH, "--device", "cpu")
+    return ranks(folder, 2, "dmic_of_rank", *call)
 
 
 def assert_right(out, gallery):
@@ -213,6 +220,7 @@ def test_stages_of_something_else_are_refused(ranks, gallery, tmp_path):
         ("length", "camera_ids must have shape [N]"),
         ("folder", "rank 1 and rank 0 must have the same folder (True, not False)"),
         ("nan", "features must be finite in float32, got nan at row 5, column 3"),
+        ("memory", "pseudo_labels: out of memory; the arguments were being checked"),
     ],
 )
 def test_ranks_that_differ_refuse_to_start(ranks, gallery, tmp_path, what, message):
@@ -248,14 +256,43 @@ def test_ranks_that_read_different_files_refuse_to_start(ranks, gallery, tmp_pat
 
 def test_ranks_with_different_npz_files_refuse_to_start(ranks, gallery, tmp_path):
     """The command reads such a file as a whole: its ranks ask each other."""
+    shutil.copy(gallery[0], tmp_path / "0.npz")
     with np.load(gallery[0]) as data:
-        np.savez(tmp_path / "shorter.npz", **{name: data[name][:-20] for name in data.files})
-    files = gallery[0], tmp_path / "shorter.npz"
-    codes, texts = ranks(tmp_path, 2, "cluster_own_file", tmp_path / "labels.npz", *files)
+        np.savez(tmp_path / "1.npz", **{name: data[name][:-20] for name in data.files})
+    codes, texts = cluster_own_file(ranks, tmp_path, ".npz")
     assert codes == [2, 2], texts
     message = f"rank 1 and rank 0 must have the same number of samples ({N - 20}, not {N})"
     assert all(message in text for text in texts), texts
     assert not (tmp_path / "labels.npz").exists()
+
+
+@pytest.mark.parametrize("without", [0, 1])
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_a_rank_without_the_file_is_named(ranks, gallery, tmp_path, suffix, without):
+    with np.load(gallery[0]) as data:
+        path = tmp_path / f"{1 - without}{suffix}"
+        np.savez(path, **data) if suffix == ".npz" else np.save(path, data["features"])
+    codes, texts = cluster_own_file(ranks, tmp_path, suffix)
+    assert codes == [2, 2], texts
+    cause = f"{tmp_path / f'{without}{suffix}'}: No such file or directory\n"
+    other = f"dmic cluster: error: rank {1 - without}: rank {without} failed in the start: ValueError: {cause}"
+    assert texts[without] == f"dmic cluster: error: rank {without}: {cause}"
+    assert texts[1 - without].endswith(other), texts
+    assert texts[1 - without].count("error:") == 1
+
+
+@pytest.mark.parametrize("num_ranks", [1, 3])
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_nan_is_named_by_file_and_row_of_the_gallery(ranks, gallery, tmp_path, suffix, num_ranks):
+    with np.load(gallery[0]) as data:
+        arrays = dict(data)
+    arrays["features"][403, 3] = np.nan  # which is none of the rows by which ranks compare galleries
+    path = tmp_path / f"gallery{suffix}"
+    np.savez(path, **arrays) if suffix == ".npz" else np.save(path, arrays["features"])
+    codes, texts, out = cluster(ranks, tmp_path, (path,), num_ranks=num_ranks)
+    assert codes == [2] * num_ranks, texts
+    assert all(f"{path}: features must be finite in float32, got nan at row 403, column 3" in t for t in texts), texts
+    assert not out.exists()
 
 
 def test_killed_ranks_are_named_and_the_rest_goes_on(ranks, gallery, tmp_path):
@@ -317,7 +354,7 @@ def test_a_killed_rank_is_named_where_the_rest_is_then_stopped(ranks, gallery, t
 
 
 @pytest.mark.parametrize("fate", ["out_of_memory", "gpu_out_of_memory"])
-@pytest.mark.parametrize("phase", PHASES[:5])
+@pytest.mark.parametrize("phase", ["the finished stages", *PHASES[:5]])
 def test_a_rank_out_of_memory_is_named_with_its_phase(ranks, gallery, tmp_path, phase, fate):
     codes, texts, out = cluster(ranks, tmp_path, gallery, fates={1: [fate, phase, 0]})
     assert codes == [2, 2, 2], texts

@@ -65,14 +65,17 @@ def run(options: argparse.Namespace) -> int:
     device = common.device(options.device)
     try:
         with process_group.started(device, timedelta(minutes=options.timeout)) as group:
-            return _run(options, device, group)
+            watch = process_group.Watch(group)
+            with watch.guard():
+                return _run(options, device, watch)
     except ConnectionError as error:
         if options.resume is None:
             raise
         raise ConnectionError(f"{error}; the same command goes on from what is in {options.resume}") from error
 
 
-def _run(options: argparse.Namespace, device: str, group: process_group.Group) -> int:
+def _run(options: argparse.Namespace, device: str, watch: process_group.Watch) -> int:
+    group = watch.group
     first = process_group.rank(group) == 0
     check_output(options.out, options.file)
     gallery = load_gallery(options.file, options.camera_ids, options.modality_ids)
@@ -101,25 +104,27 @@ def _run(options: argparse.Namespace, device: str, group: process_group.Group) -
         print(f"{num_samples} samples x {num_features} features ({dtype_name(gallery.features.dtype)})")
         memory = "GPU memory" if on_gpu(device) else "memory"
         print(f"{memory} {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
-    features, own = gallery.features, slice(*process_group.share(num_samples, group))
-    shared = {name: None if given is None else given[own] for name, given in ids.items()}
-    if in_blocks and options.file.suffix in OPENERS:
-        features, shared = options.file, ids  # every rank reads its own share
-    elif group is not None:
-        from ..distributed import agree_on_gallery  # loads the compiled ops
+    shared = ids
+    if not in_blocks:
+        features = _moved(gallery.features, device)
+    elif options.file.suffix in OPENERS:
+        features = options.file  # every rank reads its own share
+    else:
+        features = FeatureRows.of(str(options.file), gallery.features)
+        if group is not None:
+            from ..distributed import agree, gallery_marks  # loads the compiled ops
 
-        agree_on_gallery(str(options.file), FeatureRows.of(str(options.file), features), group, **ids)
-        features = features[own]
-    elif not in_blocks:
-        features = _moved(features, device)
+            agree(str(options.file), gallery_marks(features, **ids), group)
+            begin, end = process_group.share(num_samples, group)
+            features = features.part(begin, end)
+            shared = {name: None if given is None else given[begin:end] for name, given in ids.items()}
     rows = {"process_group": group, "folder": options.resume, "device": device} if in_blocks else {}
     with show_progress() if first else nullcontext() as progress:
         result = pseudo_labels(features, **shared, **settings, **rows, max_memory=limit, progress=progress)
     if group is not None:
-        with (watch := process_group.Watch(group)).guard():
-            watch.enter("the labels of all ranks")
-            parts = result.labels, result.core_mask
-            labels, core_mask = (process_group.all_gather_rows(part, group) for part in parts)
+        watch.enter("the labels of all ranks")
+        parts = result.labels, result.core_mask
+        labels, core_mask = (process_group.all_gather_rows(part, group) for part in parts)
         result = replace(result, labels=labels, core_mask=core_mask)
     if not first:
         return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +19,7 @@ from ..data import Gallery, samples_in_folder, samples_in_manifest
 from ..data.image_files import ImageFiles
 from ..models import embed
 from ..npz import check_output, write_npz, write_safetensors
-from ..run import WEIGHTS, build_dataset, load_run
+from ..run import WEIGHTS, agree_on_images, agree_on_settings, agree_on_weights, build_dataset, load_run
 from . import common
 
 MODALITIES = {"visible": VISIBLE, "infrared": INFRARED}
@@ -56,24 +55,23 @@ def run(options: argparse.Namespace) -> int:
     """Embed, and write the features; under torchrun every rank embeds a share, and rank 0 writes."""
     device = common.device(options.device)
     with process_group.started(device, timedelta(minutes=options.timeout)) as group:
-        return _run(options, device, group)
+        watch = process_group.Watch(group)
+        with watch.guard():
+            return _run(options, device, watch)
 
 
-def _run(options: argparse.Namespace, device: str, group: process_group.Group) -> int:
+def _run(options: argparse.Namespace, device: str, watch: process_group.Watch) -> int:
+    group = watch.group
     check_output(options.out, options.source or options.run_folder / WEIGHTS, (".npz", ".safetensors"))
     config, network = load_run(options.run_folder, tuple(options.set))
     gallery, person_ids = _open(options, config)
     paths = gallery.images.paths if isinstance(gallery.images, ImageFiles) else ()
     first = process_group.rank(group) == 0
     console = Console(highlight=False, quiet=not first)
-    watch = process_group.Watch(group)
-    with watch.guard(), common.phases(console) as progress:
-        if group is not None:
-            from ..distributed import agree  # loads the compiled ops
-
-            names = hashlib.sha256("/".join(Path(path).name for path in paths).encode()).hexdigest()[:16]
-            images = {"number of images": len(gallery), "their names": names}
-            agree(str(options.source or options.run_folder), images, group)
+    agree_on_settings(config, group)
+    agree_on_weights(network, group)
+    agree_on_images(str(options.source or options.run_folder), gallery, group)
+    with common.phases(console) as progress:
         watch.enter("embed")
         features = embed(network.to(device), gallery, device="cpu", progress=progress, group=group)
     if not first:

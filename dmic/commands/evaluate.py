@@ -18,7 +18,15 @@ from ..data import Dataset
 from ..evaluate import pooled
 from ..report import protocol_table
 from ..report_page import SYNTHETIC, is_synthetic
-from ..run import build_dataset, embed_test, load_run, score
+from ..run import (
+    agree_on_images,
+    agree_on_settings,
+    agree_on_weights,
+    build_dataset,
+    embed_test,
+    load_run,
+    score,
+)
 from . import common
 
 
@@ -45,15 +53,18 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, print the table, and write the record of every protocol."""
     if len(options.run_folders) > 1 and options.out is None:
         raise ValueError("the scores of several runs need a file of their own: -o OUT.json")
-    runs = [load_run(folder, tuple(options.set)) for folder in options.run_folders]
     console, device = Console(highlight=False), common.device(options.device)
     found = []
     with process_group.started(device, timedelta(minutes=options.timeout)) as group:
         is_main = process_group.rank(group) == 0
         watch = process_group.Watch(group)
         with watch.guard(), common.phases(console) if is_main else nullcontext() as progress:
+            runs = [load_run(folder, tuple(options.set)) for folder in options.run_folders]
             for config, network in runs:
+                agree_on_settings(config, group)
+                agree_on_weights(network, group)
                 dataset = open_test(config, options.data)
+                agree_on_images("test images", dataset.test.unlabeled, group)
                 watch.enter("embed")
                 features = embed_test(network.to(device), dataset, progress, group)
                 watch.enter("evaluate")

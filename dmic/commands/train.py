@@ -35,9 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, and print every epoch; what it leaves behind is in the run's folder."""
-    folder, config = resolve(options)
     device = common.device(options.device)
     with process_group.started(device, timedelta(minutes=options.timeout)) as group:
+        with process_group.Watch(group).guard():
+            folder, config = resolve(options)
         if process_group.rank(group) == 0:
             console = Console(highlight=False)
             train_in(folder, config, console, resume=options.resume, device=device, group=group)
