@@ -109,20 +109,20 @@ def block_memory(
     lengths = lengths or Lengths.assumed(n, search)
     alone, threads = num_ranks == 1, torch.get_num_threads()
     cut = block, met, fetched, blocks = _Cut.of(n, own, num_ranks, k2, block_rows)
-    still = alone or (num_ranks == 2 and blocks == 1)  # no others are on their way while blocks meet
     if on_gpu(device):
-        return _gpu_memory(n, own, alone, still, d, search, cut, lengths)
+        return _gpu_memory(n, own, alone, d, search, cut, lengths)
     lists, found = 4 * k1 * n, 8 * k1 * own
     encoding, expanded, pairs = ENTRY_BYTES * lengths.encoding, ENTRY_BYTES * lengths.expanded, lengths.pairs * own
     workers = threads * (7_000_000 + 2_000 * d)
+    passing = 2 if alone or (num_ranks == 2 and blocks == 1) else 4  # blocks that meet, and others on their way
     stages = {
         "knn_graph": [
-            found + (0 if alone else found) + search_memory(n, block, met, d, k1, copies=1 if still else 2),
+            found + (0 if alone else found) + search_memory(n, block, met, d, k1, copies=1 if alone else 2),
             found + (0 if alone else 2 * found + 4 * d * met) + merge_memory(block, k1),
         ],
         "k_reciprocal_encoding": [
             lists + encoding * own + (16 + 8 * threads) * n,
-            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if still else 4),
+            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * passing,
             lists + encoding * 3 * own,
         ],
         "invariant_expansion": [
@@ -141,9 +141,7 @@ def block_memory(
     return {stage: int(max(moments)) + workers for stage, moments in stages.items()}
 
 
-def _gpu_memory(
-    n: int, own: int, alone: bool, still: bool, d: int, search: Search, cut: _Cut, lengths: Lengths
-) -> dict[str, int]:
+def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut, lengths: Lengths) -> dict[str, int]:
     """`block_memory` of the kernels of `csrc/cuda`, and of torch between them.
 
     Tests measure all but what torch takes only on a GPU, to sort.
@@ -160,7 +158,7 @@ def _gpu_memory(
         "knn_graph": [
             (found if alone else 2 * found)
             + ahead
-            + search_memory(n, block, met, d, k1, copies=1 if still else 2.5, device="cuda"),
+            + search_memory(n, block, met, d, k1, copies=1 if alone else 2.5, device="cuda"),
             0 if alone else 3 * found + _gpu_merge_memory(own, k1) + (12 * d + 8 * k1) * block + ahead,
         ],
         "k_reciprocal_encoding": [
@@ -292,7 +290,7 @@ class _Cut(NamedTuple):
         n, block, blocks = num_samples, _largest_block(num_own, block_rows), -(-num_own // block_rows)
         met = 2 * block if num_ranks > 1 or blocks > 1 else 0
         if num_ranks == 2 and blocks == 1:
-            met = block + _largest_block(-(-num_own // 2), block_rows)
+            met = 2 * _largest_block(-(-num_own // 2), block_rows)
         fetched = block + (n - block) * (1 - (1 - block / max(1, n)) ** (k2 - 1))
         return cls(block, met, fetched, blocks)
 

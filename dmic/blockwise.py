@@ -105,16 +105,17 @@ class Ring:
         return max(len(self.blocks(self.owned_by(rank))) for rank in range(self.size))
 
     def half_turns(self) -> Iterator[Turn]:
-        """Every two ranks once. In the last step of an even ring both have each other: the lower one compares its rows
-        with the first half of the other's, and the other one its second half with them."""
+        """Every two ranks once. In the last step of an even ring both have each other: halves of their rows go both
+        ways, the lower rank compares first with first and second with second, and the other one crosswise."""
         for shift in range(1, self.size // 2 + 1):
             to, source = (self.rank + shift) % self.size, (self.rank - shift) % self.size
-            sent, received, met_by = self.own, self.owned_by(source), self.own
-            if to == source and self.rank < source:
-                received, _ = received.halves()
-            elif to == source:
-                sent, met_by = self.own.halves()
-            yield Turn(to, sent, source, received, met_by)
+            if 2 * shift < self.size:
+                yield Turn(to, self.own, source, self.owned_by(source), self.own)
+                continue
+            mine, theirs = self.own.halves(), self.owned_by(source).halves()
+            for half in (0, 1):
+                met_by = mine[half] if self.rank < source else mine[1 - half]
+                yield Turn(to, mine[half], source, theirs[half], met_by)
 
     def full_turns(self) -> Iterator[Turn]:
         """The rows of every other rank come by."""
