@@ -117,14 +117,14 @@ def test_elsewhere_rows_are_read_when_they_are_asked_for(rows):
 def test_only_rows_of_the_host_are_read_ahead_of_a_gpu(rows):
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     for source in (torch.ones(3, 2), rows.source):
-        on_gpu = FeatureRows((3, 2), torch.float32, gpu, source)
+        on_gpu = FeatureRows((3, 2), torch.float32, gpu, source, "test")
         assert on_gpu.from_host
         assert not on_gpu.on_host().from_host
         assert on_gpu.on_host().device == cpu
     with FakeTensorMode():
         there = torch.ones(3, 2, device=gpu)
-    assert not FeatureRows((3, 2), torch.float32, gpu, there).from_host
-    assert not FeatureRows((3, 2), torch.float32, cpu, there).from_host
+    assert not FeatureRows((3, 2), torch.float32, gpu, there, "test").from_host
+    assert not FeatureRows((3, 2), torch.float32, cpu, there, "test").from_host
 
 
 def test_no_row_and_no_range_are_nothing(copies, tmp_path):
