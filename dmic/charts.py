@@ -82,6 +82,7 @@ def line_chart(
     spans: Sequence[Span] = (),
     *,
     reference: tuple[str, float] | None = None,
+    highest: float = 0.0,
     show: Callable[[float | None], str] = short_number,
 ) -> str:
     """A figure with a legend that says the last value of every line; the vertical axis starts at 0.
@@ -93,6 +94,7 @@ def line_chart(
         series: lines; those without a number are left out.
         spans: marked on the horizontal axis.
         reference: name and height of a horizontal line.
+        highest: a value that the vertical axis reaches at least, so that charts can share it.
         show: a value as text.
 
     Returns:
@@ -108,7 +110,7 @@ def line_chart(
     if not series:
         return ""
     tops = [value + spread for line in series for value, spread in _points(line) if value is not None]
-    axes, ticks = _axes(epochs, max([*tops, reference[1] if reference else 0.0]))
+    axes, ticks = _axes(epochs, max([*tops, highest, reference[1] if reference else 0.0]))
     parts = [_frame(axes, ticks, spans)]
     if reference:
         y = f"{axes.y(reference[1]):.1f}"

@@ -18,7 +18,7 @@ COMMANDS = {
     "cluster": "pseudo labels for a file of features",
     "train": "train on SYSU-MM01, RegDB, LLCM or a manifest, without identities",
     "evaluate": "score a trained network by the protocols of a data set",
-    "embed": "features of a folder of images or a manifest",
+    "embed": "features of a run's own images, a folder or a manifest",
     "data": "check a data set, or write a synthetic one",
     "doctor": "what is installed, what is missing, and what to do about it",
 }
@@ -32,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         command = next((argument for argument in arguments if not argument.startswith("-")), None)
-        options = _parser(command).parse_args(arguments)
+        parser = _parser(command)
+        options = parser.parse_args(arguments)
+        if options.command is None:
+            parser.error(f"name a COMMAND: {', '.join(COMMANDS)}; dmic -h says what they do")
         return options.run(options)
     except KeyboardInterrupt as stop:
         print(f"dmic: {_rank()}interrupted{f'; {stop}' if str(stop) else ''}", file=sys.stderr)
@@ -58,9 +61,9 @@ def _parser(asked_for: str | None) -> argparse.ArgumentParser:
     """All commands by name; only the one that is asked for is loaded."""
     parser = _Parser(prog="dmic", description="Who is who in an unlabeled gallery of visible and infrared images.")
     parser.add_argument("--version", action="version", version=f"dmic {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")
     for name, help_text in COMMANDS.items():
-        command = commands.add_parser(name, help=help_text)
+        command = commands.add_parser(name, help=help_text, description=f"{help_text[0].upper()}{help_text[1:]}.")
         if name == asked_for:
             module = import_module(f".commands.{name}", __package__)
             module.add_arguments(command)

@@ -195,6 +195,9 @@ def load_config(name: str, settings: list[str] | tuple[str, ...] = ()) -> Config
     known = recipes()
     if name in known:
         config = from_dict(_parse_toml(known[name], name))
+    elif Path(name).suffix.lower() in (".csv", ".parquet"):
+        given = f"dmic train sysu_mm01 --set data.kind=manifest --data {name}"
+        raise ValueError(f"config: {name} is a manifest and no configuration; train on it with: {given}")
     elif Path(name).is_file():
         config = read_toml(Path(name))
     else:

@@ -73,7 +73,8 @@ def _library() -> tuple[Finding, dict[str, Any]]:
 def _torch(info: dict[str, Any]) -> Finding:
     target = info.get("torch_target")
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
-    found = f"{torch.__version__} ({build}), {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    found = f"{torch.__version__} ({build}), {threads} thread{'s' * (threads != 1)}"
     if target and _numbers(torch.__version__) < _numbers(str(target)):
         return Finding("torch", found, False, f"the library needs torch {target} or later: pip install -U torch", True)
     return Finding("torch", found, essential=True)
@@ -100,7 +101,7 @@ def _kernels(info: dict[str, Any]) -> Iterator[Finding]:
         architectures = ", ".join(str(a) for a in info.get("cuda_architectures") or [])
         yield Finding("CUDA kernels", f"{architectures} (CUDA {info.get('cuda_version')})")
     else:
-        advice = f"for a GPU, install the CUDA toolkit (nvcc), then {REBUILD}"
+        advice = f"for a GPU, {'' if _nvcc() else 'install the CUDA toolkit (nvcc), then '}{REBUILD}"
         yield Finding("CUDA kernels", "not compiled", False, advice)
 
 
@@ -122,11 +123,14 @@ def _compilers() -> Iterator[Finding]:
         yield Finding("C++ compiler", compiler)
     else:
         yield Finding("C++ compiler", "none", False, "needed only to build dmic; install g++ 11 or clang 14 or later")
-    nvcc = shutil.which("nvcc") or next((str(p) for p in Path("/usr/local").glob("cuda/bin/nvcc")), None)
-    if nvcc:
+    if nvcc := _nvcc():
         yield Finding("nvcc", nvcc)
     else:
         yield Finding("nvcc", "none", False, "needed only to build the CUDA kernels; install the CUDA toolkit")
+
+
+def _nvcc() -> str | None:
+    return shutil.which("nvcc") or next((str(p) for p in Path("/usr/local").glob("cuda/bin/nvcc")), None)
 
 
 def _clusterings(info: dict[str, Any]) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .charts import Series, Span, line_chart, stacked_bars
+from .charts import Series, Span, is_number, line_chart, stacked_bars
 from .checkpoint import atomic_write
 from .config import Config
 from .constants import VISIBLE
@@ -31,6 +31,10 @@ from .train import Stage
 
 REPORT = "report.html"
 SYNTHETIC = "The images are synthetic and show no person: a check of the system, no claim about people."
+PLACES = (
+    "The images are small noisy crops of one Landsat-7 scene (Olinda, Brazil). A place is an identity, a sensor band a "
+    "camera: 1 to 3 are blue, green and red (visible), 4 to 6 NIR, SWIR1 and SWIR2 (infrared)."
+)
 NUM_QUERIES, NUM_RESULTS = 6, 6
 QUERY_SEED = 0
 THUMBNAIL = 112  # pixels, the longer side of an embedded image at least
@@ -153,6 +157,8 @@ def _introduction(title: str, run: _Run) -> Iterator[str]:
         "<p>Unsupervised visible-infrared re-identification: trained with images, their cameras and their modalities, "
         "without identities.</p>"
     )
+    if run.config.data.kind == "landsat":
+        yield f"<p>{PLACES}</p>"
     if is_synthetic(run.config):
         yield (
             "<p class=notice><b>The images are synthetic.</b> They are drawn by a program and show no person. Scores "
@@ -187,7 +193,7 @@ def _scores(run: _Run) -> Iterator[str]:
     before = {r["protocol"]: ProtocolResult.from_record(r) for r in first["retrieval"]} if first is not last else {}
     after = [ProtocolResult.from_record(result) for result in last["retrieval"]]
     text = f"Scores are of the last epoch ({last['epoch']}), not of the best one, in percent. Before: the network that "
-    text += "training started from. With several trials: mean +- standard deviation."
+    text += "training started from. With several trials: mean ± standard deviation."
     cards = "".join(_card(result, before.get(result.name)) for result in after)
     yield from _section("Scores", text, f"<div class=cards>{cards}</div>", _score_table(before, after))
 
@@ -211,7 +217,8 @@ def _score_table(before: dict[str, ProtocolResult], after: Sequence[ProtocolResu
         for moment, scored in (("before", before.get(result.name)), ("after", result)):
             if scored:
                 means = (*scored.cmc.values(), scored.mean_average_precision, scored.mean_inverse_negative_penalty)
-                cells = "".join(f"<td>{mean_spread(score, len(scored.trials))}</td>" for score in means)
+                texts = [mean_spread(score, len(scored.trials)).replace("+-", "±") for score in means]
+                cells = "".join(f"<td>{text}</td>" for text in texts)
                 rows.append(f"<tr class={moment}><td>{moment}</td>{cells}</tr>")
     return f"<div class=wide><table><tr>{heads}</tr>{''.join(rows)}</table></div>"
 
@@ -229,7 +236,7 @@ def _retrieval_curves(run: _Run) -> Iterator[str]:
     for record in run.scored:
         for result in record["retrieval"]:
             by_protocol.setdefault(result["protocol"], {})[record["epoch"]] = ProtocolResult.from_record(result)
-    charts = []
+    drawn: list[tuple[str, list[Series]]] = []
     epochs = [record["epoch"] for record in run.scored]
     for name, results in by_protocol.items():
         if len(results) < 2:
@@ -241,7 +248,12 @@ def _retrieval_curves(run: _Run) -> Iterator[str]:
             scores = [of(results[epoch]) if epoch in results else None for epoch in epochs]
             means, spreads = ([100 * score[part] if score else None for score in scores] for part in (0, 1))
             series.append(Series(title, means, spreads, style))
-        charts.append(line_chart(name, "%", epochs, series, run.spans, show=lambda value: f"{value:.1f}"))
+        drawn.append((name, series))
+    highest = max((v for _, series in drawn for line in series for v in line.values if is_number(v)), default=0.0)
+    charts = [
+        line_chart(name, "%", epochs, series, run.spans, highest=highest, show=lambda value: f"{value:.1f}")
+        for name, series in drawn
+    ]
     if charts:
         text = (
             "Epoch 0 is before training. Numbers beside the names are the last ones; bands are the spread over trials."
@@ -456,5 +468,5 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}, ")
-        elif value not in ("", None):
+        elif value not in ("", None, []):
             yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)

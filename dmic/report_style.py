@@ -68,8 +68,8 @@ figure { margin: 0; }
 .shot img { display: block; width: 100%; border: 3px solid var(--faint); border-radius: 4px; }
 .shot.right img { border-color: var(--right); }
 .shot.wrong img { border-color: var(--wrong); border-style: dashed; }
-.shot.right figcaption::before { content: "\\2713 "; color: var(--right); font-weight: 700; }
-.shot.wrong figcaption::before { content: "\\2717 "; color: var(--wrong); font-weight: 700; }
+.shot.right figcaption::before { content: "\\2713\\a0 "; color: var(--right); font-weight: 700; }
+.shot.wrong figcaption::before { content: "\\2717\\a0 "; color: var(--wrong); font-weight: 700; }
 details { margin: 10px 0; }
 summary { cursor: pointer; }
 pre { background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 12px 14px; overflow-x: auto;

@@ -300,7 +300,7 @@ def test_sizes_are_decimal_or_binary(text, count):
 
 
 def test_a_missing_or_unknown_command_is_one_line(run):
-    for arguments, message in (([], "the following arguments are required: COMMAND"), (["clutser"], "invalid choice")):
+    for arguments, message in (([], "name a COMMAND: demo, cluster, "), (["clutser"], "invalid choice")):
         code, _, err = run(*arguments)
         assert code == 2
         assert message in err
@@ -362,7 +362,8 @@ def test_importing_dmic_stays_light():
     )
     options = {"capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
     out = subprocess.run([sys.executable, "-c", code], check=True, **options).stdout
-    names = "_arrays _version block_memory constants csr directions feature_rows process_group pseudo_labels"
+    names = "_arrays _version block_memory constants csr directions feature_rows out_of_memory "
+    names += "process_group pseudo_labels read_ahead"
     modules = [f"dmic.{name}" for name in names.split()]
     assert out == f"[]\n{modules}\n"
 
@@ -381,6 +382,13 @@ class TestDoctor:
     def test_whatever_is_missing_comes_with_advice(self):
         for finding in doctor.diagnose():
             assert finding.ok == (not finding.advice)
+
+    @pytest.mark.parametrize("nvcc", [None, "cuda/bin/nvcc"])
+    def test_nvcc_is_asked_for_only_where_it_is_missing(self, monkeypatch, nvcc):
+        monkeypatch.setattr(doctor, "_nvcc", lambda: nvcc)
+        finding = {found.subject: found for found in doctor._kernels({"simd_used": "avx2"})}["CUDA kernels"]
+        assert ("install the CUDA toolkit" in finding.advice) == (nvcc is None)
+        assert doctor.REBUILD in finding.advice
 
     @pytest.fixture
     def no_library(self, monkeypatch):

@@ -340,7 +340,7 @@ class TestData:
         next(root.glob("cam1/*/*.jpg")).write_bytes(b"not an image")
         code, printed, _ = run("data", "check", root)
         assert code == 1
-        assert "(sysu_mm01): 1 errors" in printed
+        assert "(sysu_mm01): 1 error, 6 differences" in printed
 
     def test_a_tree_is_checked_as_what_it_is_said_to_be(self, tree, run):
         code, printed, _ = run("data", "check", tree, "--kind", "regdb")

@@ -151,6 +151,7 @@ def test_differences_name_every_setting():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("own.csv",), "train on it with: dmic train sysu_mm01 --set data.kind=manifest --data own.csv"),
         (("sysu",), "'sysu' is no file and no recipe, did you mean 'sysu_mm01'?"),
         (("regdb", ["train.sed=3"]), "there is no key 'train.sed', did you mean 'seed'?"),
         (("regdb", ["train.seed"]), "a setting must look like section.key=value, got 'train.seed'"),

@@ -424,6 +424,11 @@ class TestManifest:
         with pytest.raises(ValueError, match=r"mine\.csv:3: identity is empty, other training images have one$"):
             read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
 
+    def test_test_images_without_any_identity_are_one_error(self, tmp_path, rows):
+        rows = [{name: value for name, value in row.items() if name != "identity"} for row in rows]
+        with pytest.raises(ValueError, match=r"mine\.csv: identity is empty, test images need one$"):
+            read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
+
     def test_an_identity_for_training_and_test_is_an_error(self, tmp_path, rows):
         rows[5]["identity"] = "bob"
         with pytest.raises(ValueError, match=r"mine\.csv:7: identity bob is for training and for test$"):
@@ -539,7 +544,7 @@ class TestKinds:
             detect_dataset(tmp_path / "note.txt")
         (tmp_path / "cam1").mkdir()
         (tmp_path / "test_nir").mkdir()
-        with pytest.raises(ValueError, match="looks like sysu_mm01 and llcm, name the kind"):
+        with pytest.raises(ValueError, match="looks like sysu_mm01 and llcm, name the kind \\(--kind\\)"):
             detect_dataset(tmp_path)
 
 

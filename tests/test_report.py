@@ -1,5 +1,6 @@
 """The page that a run leaves behind, its charts and pictures, from records made by hand; and what TensorBoard gets."""
 
+import json
 import math
 import re
 import sys
@@ -131,7 +132,8 @@ def write(path, dataset, config=None, *, num_epochs=3, scale=1.0):
     folder = RunFolder(path)
     folder.path.mkdir(exist_ok=True)
     (folder / CONFIG).write_text(to_toml(config))
-    (folder / BUILD).write_text('{"dmic": "0.1.0", "library": {"compiler": "c++ <12>"}, "device": "cpu"}')
+    build = {"dmic": "0.1.0", "library": {"compiler": "c++ <12>", "cuda_architectures": []}, "device": "cpu"}
+    (folder / BUILD).write_text(json.dumps(build))
     known = dataset.train_person_ids is not None
     first = {"epoch": 0} | ({"retrieval": scores(dataset, scale / 2)} if dataset.test else {})
     folder.log(first)
@@ -186,6 +188,26 @@ class TestPage:
         assert "Peak memory: 1.00 GiB" in text
         assert "num_epochs = 2" in text
         assert "c++ <12>" in text
+        assert "cuda_architectures" not in text
+
+    def test_places_of_the_scene_are_said_to_be_the_identities(self, report, tmp_path):
+        assert "A place is an identity, a sensor band a camera" in report[1].text
+        assert "A place is" not in write(tmp_path, tiny_dataset(), tiny_config(kind="manifest"))[1].text
+
+    def test_protocols_share_an_axis(self, tmp_path, monkeypatch):
+        low, high = (replace(tiny_dataset().protocols[0], name=name) for name in ("low", "high"))
+
+        def two_scores(dataset, scale=1.0):
+            records = [evaluate_protocol(torch.rand(24, 5), dataset.test, each).as_record() for each in (low, high)]
+            for record, share in zip(records, (0.1, 0.9), strict=True):
+                trial = record["trials"][0]
+                trial["cmc"]["1"] = trial["mean_average_precision"] = share * scale
+            return records
+
+        monkeypatch.setattr(sys.modules[__name__], "scores", two_scores)
+        text, _ = write(tmp_path, tiny_dataset())
+        charts = re.findall(r"<figcaption>(?:low|high) .*?</figure>", text)
+        assert [">100<" in chart for chart in charts] == [True, True]
 
     def test_the_schedules_are_those_of_the_clustering(self, report):
         stage = tiny_config().stage2

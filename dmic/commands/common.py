@@ -17,7 +17,11 @@ from .._arrays import check_device
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """`--set section.key=value`, as often as needed."""
     parser.add_argument(
-        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="change one setting; may be repeated"
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one setting of those in the config.toml of any run; may be repeated",
     )
 
 

@@ -14,7 +14,7 @@ from ..data.pedestrians import DEFAULT, Difficulty, write_pedestrians
 from ..data.tree import COUNT, ERROR, NOTE
 from . import NOT_HEALTHY, common
 
-PLURALS = {ERROR: "errors", COUNT: "differences from the published data set", NOTE: "notes"}
+NAMES = {ERROR: "error{}", COUNT: "difference{} from the published data set", NOTE: "note{}"}  # {}: s or not
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +75,6 @@ def run(options: argparse.Namespace) -> int:
     for problem in problems:
         console.print(str(problem), soft_wrap=True, markup=False)
     counts = Counter(problem.severity for problem in problems)
-    summary = ", ".join(f"{counts[severity]} {name}" for severity, name in PLURALS.items())
+    summary = ", ".join(f"{n} {name.format('s' * (n != 1))}" for n, name in ((counts[k], NAMES[k]) for k in NAMES))
     console.print(f"{options.root} ({kind}): {summary}", soft_wrap=True, markup=False)
     return NOT_HEALTHY if counts[ERROR] else 0

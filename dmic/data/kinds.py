@@ -62,6 +62,6 @@ def detect_dataset(root: str | os.PathLike[str]) -> str:
     if len(kinds) == 1:
         return kinds[0]
     if kinds:
-        raise ValueError(f"detect_dataset: {path} looks like {' and '.join(kinds)}, name the kind")
-    marks = "; ".join(f"{kind}: {', '.join(patterns)}" for kind, patterns in MARKS.items())
-    raise ValueError(f"detect_dataset: {path} holds no known data set, which are told by ({marks})")
+        raise ValueError(f"detect_dataset: {path} looks like {' and '.join(kinds)}, name the kind (--kind)")
+    marks = "; ".join(f"{', '.join(patterns)} ({kind})" for kind, patterns in MARKS.items())
+    raise ValueError(f"detect_dataset: {path} holds no known data set; there is none of {marks}")

@@ -94,7 +94,8 @@ def scan_manifest(path: str | os.PathLike[str]) -> Scan:
         unknown = [row for row in own if not row["identity"]]
         if unknown and (split == "test" or len(unknown) < len(own)):
             whose = "test images need one" if split == "test" else "other training images have one"
-            problems += [Problem(ERROR, row["place"], f"identity is empty, {whose}") for row in unknown]
+            places = [row["place"] for row in unknown] if person_ids else [str(path)]
+            problems += [Problem(ERROR, place, f"identity is empty, {whose}") for place in places]
             own = [row for row in own if row["identity"]]
         known = bool(own) and bool(own[0]["identity"])
         table = Samples.from_rows(
