@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import ring_model, scale
+from benchmarks import growth, ring_model, scale
 from benchmarks.ring_costs import (
     DIM,
     RESULTS,
@@ -299,6 +299,8 @@ def test_a_rank_that_is_not_there_is_named(monkeypatch, capsys, slow):
 
 
 def test_the_tables_of_the_documentation_are_those_of_the_commands(monkeypatch):
+    suite = json.loads((RESULTS / "suite.json").read_text())
+    assert growth.block(suite) in (growth.DOCS / "benchmarks.md").read_text()
     page = ring_model.PAGE.read_text()
     runs = scale.page_table(json.loads((RESULTS / "scale.json").read_text())["runs"])
     assert f"{scale.BEGIN}\n\n{runs}\n\n{scale.END}" in page
