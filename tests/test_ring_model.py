@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import growth, ring_model, scale
+from benchmarks import ring_model, scale
 from benchmarks.ring_costs import (
     DIM,
     RESULTS,
@@ -298,9 +298,15 @@ def test_a_rank_that_is_not_there_is_named(monkeypatch, capsys, slow):
         run(monkeypatch, capsys, "--num-samples", "1e5", "--ranks", "2", *slow)
 
 
-def test_the_tables_of_the_documentation_are_those_of_the_commands(monkeypatch):
+def test_the_page_of_the_benchmarks_is_that_of_the_results():
+    pytest.importorskip("matplotlib")
+    from benchmarks import growth
+
     suite = json.loads((RESULTS / "suite.json").read_text())
     assert growth.block(suite) in (growth.DOCS / "benchmarks.md").read_text()
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_commands(monkeypatch):
     page = ring_model.PAGE.read_text()
     runs = scale.page_table(json.loads((RESULTS / "scale.json").read_text())["runs"])
     assert f"{scale.BEGIN}\n\n{runs}\n\n{scale.END}" in page
