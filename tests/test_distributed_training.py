@@ -22,7 +22,7 @@ from torch import nn
 import dmic.train
 from dmic import cli, process_group
 from dmic.checkpoint import load_checkpoint
-from dmic.config import load_config
+from dmic.config import load_config, to_toml
 from dmic.constants import INFRARED, VISIBLE
 from dmic.data import Gallery, landsat_galleries
 from dmic.data.augment import bent_view, plain_view, toned_view
@@ -32,7 +32,7 @@ from dmic.data.image_files import ImageFiles
 from dmic.evaluate import evaluate_protocol
 from dmic.models import embed, share_statistics, small_two_stream
 from dmic.ranking import Rerank
-from dmic.run import Interrupted, RunFolder, agree_on_images, pack_state, run_training, save_weights
+from dmic.run import Interrupted, RunFolder, agree_on_images, build_network, pack_state, run_training, save_weights
 from dmic.train import Batches, Hooks, Objective, Stage, TrainingState, train
 
 # Sums over a batch are added up in another order: 2**-24 of their size each, a few hundred of them in a row.
@@ -202,6 +202,36 @@ def test_ranks_that_score_have_the_same_network(forked, alone, tmp_path, what):
         assert f"dmic evaluate: error: rank 0: rank 1 failed in the start: ValueError: {cause}" in texts[0]
     assert all(cause in text and text.count("error:") == 1 for text in texts), texts
     assert not (tmp_path / "scores.json").exists()
+
+
+@pytest.mark.parametrize("what", ["the same", "missing", "content", "killed"])
+def test_ranks_that_embed_have_the_same_images(forked, tmp_path, what):
+    config = load_config("pedestrians", ("network.kind=small", "network.weights=random", "network.width=4"))
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text(to_toml(config))
+    weights = {name: tensor.contiguous() for name, tensor in build_network(config, 3).state_dict().items()}
+    (run / "weights.safetensors").write_bytes(save_weights(weights))
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        for number in range(3):
+            Image.new("RGB", (5, 6), (number, 0, 0)).save(tmp_path / str(rank) / f"{number}.png")
+    if what == "content":
+        Image.new("RGB", (5, 6), (0, 0, 9)).save(tmp_path / "1" / "2.png")
+    if what == "missing":
+        shutil.rmtree(tmp_path / "1")
+    command = ["embed", run, tmp_path / "{rank}", "-o", tmp_path / "out.npz", "--modality", "visible"]
+    fates = {1: ["killed", "embed", 0]} if what == "killed" else None
+    codes, texts = forked(tmp_path, 2, "dmic_of_rank", *command, "--device", "cpu", fates=fates)
+    assert (tmp_path / "out.npz").exists() == (what == "the same"), texts
+    assert codes == {"the same": [0, 0], "killed": [2, -signal.SIGKILL]}.get(what, [2, 2]), texts
+    if what == "content":
+        assert all("rank 1 and rank 0 must have the same content, by a few images (" in text for text in texts), texts
+    if what == "missing":
+        assert "dmic embed: error: rank 0: rank 1 failed in the start: ValueError: " in texts[0]
+        assert str(tmp_path / "1") in texts[0]
+    if what == "killed":
+        assert "dmic embed: error: rank 0: rank 1 in embed: killed, or no answer within the timeout\n" in texts[0]
 
 
 # ---------------------------------------------------------------------------------------------- runs of several ranks
