@@ -23,7 +23,7 @@ from .block_memory import MIN_BLOCK_ROWS, Search, choose_block_rows, give_back, 
 from .blockwise import Ring
 from .feature_rows import FeatureRows
 from .out_of_memory import is_out_of_memory
-from .process_group import Group, Watch
+from .process_group import Group, Watch, agree
 from .stage_files import StageFiles
 
 Progress = Callable[[str, int, int], None]
@@ -155,27 +155,6 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
         labels, core_mask, num_clusters = blockwise.dbscan(distance, search.eps, search.min_samples, ring)
         outliers = process_group.all_gather_rows((labels < 0).sum()[None], group)
     return Part(labels, core_mask, num_clusters, int(outliers.sum()), seconds)
-
-
-def agree(name: str, settings: dict[str, Any], group: Group, problem: str | None = None) -> None:
-    """Raise ValueError on every rank if one has a problem, or other settings than rank 0."""
-    if group is None:
-        if problem is not None:
-            raise ValueError(problem)
-        return
-    text = json.dumps([problem, settings]).encode()
-    lengths = process_group.all_gather_rows(torch.tensor([len(text)]), group).tolist()
-    texts = process_group.all_gather_rows(torch.tensor(list(text), dtype=torch.uint8), group).split(lengths)
-    told = [json.loads(bytes(part)) for part in texts]
-    for rank, (theirs, _) in enumerate(told):
-        if theirs is not None:
-            raise ValueError(theirs if rank == process_group.rank(group) else f"{name}: rank {rank}: {theirs}")
-    first = told[0][1]
-    for rank, (_, theirs) in enumerate(told):
-        odd = [key for key in {**first, **theirs} if theirs.get(key) != first.get(key)]
-        different = [f"{key} ({theirs.get(key)!r}, not {first.get(key)!r})" for key in odd]
-        if different:
-            raise ValueError(f"{name}: rank {rank} and rank 0 must have the same {', '.join(different)}")
 
 
 def gallery_marks(features: FeatureRows, **ids: torch.Tensor | None) -> dict[str, Any]:

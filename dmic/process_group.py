@@ -49,7 +49,6 @@ def start(device: str | torch.device, timeout: timedelta = TIMEOUT) -> Group:
     device = torch.device(device)
     backend = "gloo"
     if device.type == "cuda":
-        torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
     try:
         dist.init_process_group(backend, timeout=timeout)
@@ -203,6 +202,28 @@ def first_on_its_machine(group: Group) -> Iterator[None]:
     yield
     if local_rank() == 0:
         barrier(group)
+
+
+def agree(name: str, settings: dict[str, Any], group: Group, problem: str | None = None) -> None:
+    """Raise ValueError on every rank if one has a problem, or other settings than rank 0."""
+    if group is None:
+        if problem is not None:
+            raise ValueError(problem)
+        return
+    text = json.dumps([problem, settings]).encode()
+    lengths = all_gather_rows(torch.tensor([len(text)]), group).tolist()
+    texts = all_gather_rows(torch.tensor(list(text), dtype=torch.uint8), group).split(lengths)
+    told = [json.loads(bytes(part)) for part in texts]
+    for other, (theirs, _) in enumerate(told):
+        if theirs is not None:
+            named = f"{name}: rank {other}: {theirs.removeprefix(f'{name}: ')}"
+            raise ValueError(theirs if other == rank(group) else named)
+    first = told[0][1]
+    for other, (_, theirs) in enumerate(told):
+        odd = [key for key in {**first, **theirs} if theirs.get(key) != first.get(key)]
+        different = [f"{key} ({theirs.get(key)!r}, not {first.get(key)!r})" for key in odd]
+        if different:
+            raise ValueError(f"{name}: rank {other} and rank 0 must have the same {', '.join(different)}")
 
 
 def check_backend(name: str, group: Group) -> None:
