@@ -6,7 +6,6 @@ is lost.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from .block_memory import MIN_BLOCK_ROWS, Search, choose_block_rows, give_back, 
 from .blockwise import Ring
 from .feature_rows import FeatureRows
 from .out_of_memory import is_out_of_memory
-from .process_group import Group, Watch, agree
+from .process_group import Group, Watch, agree, digest
 from .stage_files import StageFiles
 
 Progress = Callable[[str, int, int], None]
@@ -168,18 +167,14 @@ def gallery_marks(features: FeatureRows, **ids: torch.Tensor | None) -> dict[str
     return {
         "number of samples": n,
         "dtype of features": str(features.dtype),
-        "features, by a few rows": _digest(torch.cat(rows)) if rows else None,
-        **{name: None if given is None else _digest(given.cpu()) for name, given in ids.items()},
+        "features, by a few rows": digest(torch.cat(rows)) if rows else None,
+        **{name: None if given is None else digest(given) for name, given in ids.items()},
     }
 
 
 def marked(n: int) -> list[int]:
     """The first of n rows, the last, and some between them."""
     return sorted({n * i // MARKED_ROWS for i in range(MARKED_ROWS)} | {n - 1}) if n else []
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()[:16]
 
 
 def _fingerprint(features: FeatureRows, camera_ids, modality_ids, search: Search, ring: Ring) -> str:

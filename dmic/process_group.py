@@ -7,6 +7,7 @@ call what sends in the same order.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import re
@@ -224,6 +225,11 @@ def agree(name: str, settings: dict[str, Any], group: Group, problem: str | None
         different = [f"{key} ({theirs.get(key)!r}, not {first.get(key)!r})" for key in odd]
         if different:
             raise ValueError(f"{name}: rank {other} and rank 0 must have the same {', '.join(different)}")
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Of the bits of a tensor, for ranks to `agree` on."""
+    return hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()[:16]
 
 
 def check_backend(name: str, group: Group) -> None:
