@@ -26,6 +26,7 @@ import torch.distributed as dist
 Group = dist.ProcessGroup | None
 GATHERED_BYTES = 1 << 23  # of all ranks at a time
 TIMEOUT = timedelta(hours=2)  # how long one rank may decode, cluster, score or write before the others give up on it
+JOINED = "dmic/joined"  # in the store of the job
 PROBE = 7919  # tag of messages that nobody receives
 LOST = re.compile(r"gloo/|NCCL|[Cc]onnection (reset|closed|refused|was)", re.ASCII)
 
@@ -43,17 +44,26 @@ def start(device: str | torch.device, timeout: timedelta = TIMEOUT) -> Group:
         The group of all ranks; None for a process that is alone.
 
     Raises:
-        ValueError: the ranks cannot be reached.
+        ValueError: the ranks cannot be reached; says which did not come, where torchrun keeps the store.
     """
     if is_alone():
         return None
-    device = torch.device(device)
-    backend = "gloo"
-    if device.type == "cuda":
-        backend = "cpu:gloo,cuda:nccl"
+    backend = "cpu:gloo,cuda:nccl" if torch.device(device).type == "cuda" else "gloo"
+    missing = []
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        store, own, ranks = next(dist.rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        store.set(f"{JOINED}/{own}", "")
+        try:
+            prefixed = dist.PrefixStore("default_pg", store)
+            dist.init_process_group(backend, store=prefixed, rank=own, world_size=ranks, timeout=timeout)
+        except RuntimeError:
+            missing = [f"rank {other}" for other in range(ranks) if not store.check([f"{JOINED}/{other}"])]
+            raise
     except (RuntimeError, ValueError) as error:
+        if missing:
+            did_not = f"{', '.join(missing)} did not join within the timeout"
+            raise ValueError(f"{did_not}; what it wrote says why, or its machine is gone") from error
         raise ValueError(f"the other ranks cannot be reached ({error}); start the job with torchrun") from error
     settle_at_exit()
     return dist.group.WORLD

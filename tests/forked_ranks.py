@@ -95,6 +95,11 @@ def dmic_of_rank(*arguments: str) -> int:
     return dmic(*(argument.replace("{rank}", os.environ["RANK"]) for argument in arguments))
 
 
+def dmic_without_rank_1(*arguments: str) -> int:
+    """Which ends before it joins."""
+    return 1 if os.environ["RANK"] == "1" else dmic(*arguments)
+
+
 def dmic_with_gpus(found: str, *arguments: str) -> int:
     """Where the machine of each rank has so many GPUs, which cannot compute; "full": as many as are needed."""
     from dmic import process_group

@@ -426,6 +426,15 @@ def test_a_rank_that_hangs_ends_the_job_within_the_timeout(ranks, gallery, tmp_p
     assert not out.exists()
 
 
+def test_a_rank_that_never_joins_is_named(ranks, gallery, tmp_path):
+    command = ("cluster", gallery[0], "-o", tmp_path / "labels.npz", "--timeout", 2 / 60)
+    codes, texts = ranks(tmp_path, 3, "dmic_without_rank_1", *command)
+    assert codes == [2, 1, 2], texts
+    told = "rank 1 did not join within the timeout; what it wrote says why, or its machine is gone\n"
+    for rank in (0, 2):
+        assert f"dmic cluster: error: rank {rank}: {told}" in texts[rank]
+
+
 def test_a_group_of_gpus_alone_is_refused():
     dist.init_process_group("cuda:gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
