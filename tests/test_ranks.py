@@ -508,7 +508,10 @@ def test_max_memory_makes_blocks(tmp_path):
         (np.zeros((3, 2, 2), np.float32), r"features must have shape \[N, d\], got \(3, 2, 2\)"),
         (np.zeros((3, 2), np.int32), "features must be float32, float16 or float64, got int32"),
         (np.asfortranarray(np.zeros((5, 3), np.float32)), "must be stored in rows"),
-        (np.full((50, 3), np.nan, np.float32), "features must be finite in float32, got nan at row 0, column 0"),
+        (
+            np.full((50, 3), np.nan, np.float32),
+            r"bad\.npy: features must be finite in float32, got nan at row 0, column 0",
+        ),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, content, message):
