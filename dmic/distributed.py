@@ -6,7 +6,6 @@ is lost.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from .block_memory import MIN_BLOCK_ROWS, Search, choose_block_rows, give_back, 
 from .blockwise import Ring
 from .feature_rows import FeatureRows
 from .out_of_memory import is_out_of_memory
-from .process_group import Group, Watch
+from .process_group import Group, Watch, agree, digest
 from .stage_files import StageFiles
 
 Progress = Callable[[str, int, int], None]
@@ -157,27 +156,6 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
     return Part(labels, core_mask, num_clusters, int(outliers.sum()), seconds)
 
 
-def agree(name: str, settings: dict[str, Any], group: Group, problem: str | None = None) -> None:
-    """Raise ValueError on every rank if one has a problem, or other settings than rank 0."""
-    if group is None:
-        if problem is not None:
-            raise ValueError(problem)
-        return
-    text = json.dumps([problem, settings]).encode()
-    lengths = process_group.all_gather_rows(torch.tensor([len(text)]), group).tolist()
-    texts = process_group.all_gather_rows(torch.tensor(list(text), dtype=torch.uint8), group).split(lengths)
-    told = [json.loads(bytes(part)) for part in texts]
-    for rank, (theirs, _) in enumerate(told):
-        if theirs is not None:
-            raise ValueError(theirs if rank == process_group.rank(group) else f"{name}: rank {rank}: {theirs}")
-    first = told[0][1]
-    for rank, (_, theirs) in enumerate(told):
-        odd = [key for key in {**first, **theirs} if theirs.get(key) != first.get(key)]
-        different = [f"{key} ({theirs.get(key)!r}, not {first.get(key)!r})" for key in odd]
-        if different:
-            raise ValueError(f"{name}: rank {rank} and rank 0 must have the same {', '.join(different)}")
-
-
 def gallery_marks(features: FeatureRows, **ids: torch.Tensor | None) -> dict[str, Any]:
     """What ranks that are given the same gallery must `agree` on: its shape and dtype, some rows, and all ids.
 
@@ -189,18 +167,14 @@ def gallery_marks(features: FeatureRows, **ids: torch.Tensor | None) -> dict[str
     return {
         "number of samples": n,
         "dtype of features": str(features.dtype),
-        "features, by a few rows": _digest(torch.cat(rows)) if rows else None,
-        **{name: None if given is None else _digest(given.cpu()) for name, given in ids.items()},
+        "features, by a few rows": digest(torch.cat(rows)) if rows else None,
+        **{name: None if given is None else digest(given) for name, given in ids.items()},
     }
 
 
 def marked(n: int) -> list[int]:
     """The first of n rows, the last, and some between them."""
     return sorted({n * i // MARKED_ROWS for i in range(MARKED_ROWS)} | {n - 1}) if n else []
-
-
-def _digest(tensor: torch.Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()[:16]
 
 
 def _fingerprint(features: FeatureRows, camera_ids, modality_ids, search: Search, ring: Ring) -> str:

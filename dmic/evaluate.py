@@ -11,7 +11,7 @@ import torch
 
 from .constants import NOISE
 from .data import LabeledGallery, Protocol
-from .process_group import Group, all_gather_rows, share
+from .process_group import Group, Watch, agree, all_gather_rows, digest, share
 from .ranking import Rerank, plain_distances, reranked_distances, unit_rows
 
 RANKS = (1, 5, 10, 20)
@@ -268,8 +268,27 @@ def evaluate_protocol(
 
     Raises:
         ValueError: features not [N, d] or not finite in a row that is read, a protocol without trials or with positions
-            outside the gallery, or fewer images in a trial than the k1 of `rerank`.
+            outside the gallery, or fewer images in a trial than the k1 of `rerank`; on every rank, if features or
+            positions are wrong on one, or it has another protocol or other ids than rank 0.
+        ConnectionError: another rank was lost; says which, and in which phase.
     """
+    watch, problem, marks = Watch(group), None, {}
+    with watch.guard():
+        watch.enter("evaluate")
+        try:
+            _check_protocol(features, labeled, protocol)
+            if group is not None:
+                positions = [idx for trial in protocol.trials for idx in (trial.query_idx, trial.gallery_idx)]
+                marks = {"protocol": protocol.name, "rerank": str(rerank), "shape of features": list(features.shape)}
+                marks |= {"trials": digest(torch.cat(positions)), "person_ids": digest(labeled.person_ids)}
+                marks |= {"camera_ids": digest(labeled.unlabeled.camera_ids)}
+        except ValueError as error:
+            problem = str(error)
+        agree("evaluate_protocol", marks, group, problem)
+        return _evaluate_protocol(features, labeled, protocol, rerank, chunk_bytes, group)
+
+
+def _check_protocol(features: torch.Tensor, labeled: LabeledGallery, protocol: Protocol) -> None:
     if features.dim() != 2 or len(features) != len(labeled.unlabeled):
         got = f"{tuple(features.shape)} with N={len(labeled.unlabeled)}"
         raise ValueError(f"evaluate_protocol: features must be [N, d], got {got}")
@@ -280,6 +299,8 @@ def evaluate_protocol(
         got = f"{int(outside[0])} with N={len(features)}"
         raise ValueError(f"evaluate_protocol: positions of {protocol.name!r} must be in [0, N), got {got}")
 
+
+def _evaluate_protocol(features, labeled, protocol, rerank, chunk_bytes, group) -> ProtocolResult:
     ids, camera_ids = labeled.person_ids, labeled.unlabeled.camera_ids
     trials = []
     for trial in protocol.trials:

@@ -7,6 +7,7 @@ call what sends in the same order.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ import torch.distributed as dist
 Group = dist.ProcessGroup | None
 GATHERED_BYTES = 1 << 23  # of all ranks at a time
 TIMEOUT = timedelta(hours=2)  # how long one rank may decode, cluster, score or write before the others give up on it
+JOINED = "dmic/joined"  # in the store of the job
 PROBE = 7919  # tag of messages that nobody receives
 LOST = re.compile(r"gloo/|NCCL|[Cc]onnection (reset|closed|refused|was)", re.ASCII)
 
@@ -42,18 +44,26 @@ def start(device: str | torch.device, timeout: timedelta = TIMEOUT) -> Group:
         The group of all ranks; None for a process that is alone.
 
     Raises:
-        ValueError: the ranks cannot be reached.
+        ValueError: the ranks cannot be reached; says which did not come, where torchrun keeps the store.
     """
     if is_alone():
         return None
-    device = torch.device(device)
-    backend = "gloo"
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl"
+    backend = "cpu:gloo,cuda:nccl" if torch.device(device).type == "cuda" else "gloo"
+    missing = []
     try:
-        dist.init_process_group(backend, timeout=timeout)
+        store, own, ranks = next(dist.rendezvous("env://", timeout=timeout))
+        store.set_timeout(timeout)
+        store.set(f"{JOINED}/{own}", "")
+        try:
+            prefixed = dist.PrefixStore("default_pg", store)
+            dist.init_process_group(backend, store=prefixed, rank=own, world_size=ranks, timeout=timeout)
+        except RuntimeError:
+            missing = [f"rank {other}" for other in range(ranks) if not store.check([f"{JOINED}/{other}"])]
+            raise
     except (RuntimeError, ValueError) as error:
+        if missing:
+            did_not = f"{', '.join(missing)} did not join within the timeout"
+            raise ValueError(f"{did_not}; what it wrote says why, or its machine is gone") from error
         raise ValueError(f"the other ranks cannot be reached ({error}); start the job with torchrun") from error
     settle_at_exit()
     return dist.group.WORLD
@@ -203,6 +213,33 @@ def first_on_its_machine(group: Group) -> Iterator[None]:
     yield
     if local_rank() == 0:
         barrier(group)
+
+
+def agree(name: str, settings: dict[str, Any], group: Group, problem: str | None = None) -> None:
+    """Raise ValueError on every rank if one has a problem, or other settings than rank 0."""
+    if group is None:
+        if problem is not None:
+            raise ValueError(problem)
+        return
+    text = json.dumps([problem, settings]).encode()
+    lengths = all_gather_rows(torch.tensor([len(text)]), group).tolist()
+    texts = all_gather_rows(torch.tensor(list(text), dtype=torch.uint8), group).split(lengths)
+    told = [json.loads(bytes(part)) for part in texts]
+    for other, (theirs, _) in enumerate(told):
+        if theirs is not None:
+            named = f"{name}: rank {other}: {theirs.removeprefix(f'{name}: ')}"
+            raise ValueError(theirs if other == rank(group) else named)
+    first = told[0][1]
+    for other, (_, theirs) in enumerate(told):
+        odd = [key for key in {**first, **theirs} if theirs.get(key) != first.get(key)]
+        different = [f"{key} ({theirs.get(key)!r}, not {first.get(key)!r})" for key in odd]
+        if different:
+            raise ValueError(f"{name}: rank {other} and rank 0 must have the same {', '.join(different)}")
+
+
+def digest(tensor: torch.Tensor) -> str:
+    """Of the bits of a tensor, for ranks to `agree` on."""
+    return hashlib.sha256(tensor.cpu().contiguous().numpy()).hexdigest()[:16]
 
 
 def check_backend(name: str, group: Group) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -188,30 +189,24 @@ def pseudo_labels(
         MemoryError, torch.OutOfMemoryError: the memory of the machine or the GPU ran out; says how much is needed.
         ConnectionError: another rank was lost; says which, and in which stage.
     """
-    name = "pseudo_labels"
-    k1, k2, eps = check_search(name, k1, k2, eps)
-    min_samples = to_integer(min_samples, f"{name}: min_samples")
-    if min_samples < 1:
-        raise ValueError(f"{name}: min_samples must be at least 1, got {min_samples}")
-    search = Search(k1, k2, eps, min_samples)
-    from_file = isinstance(features, str | Path)
+    name, settings = "pseudo_labels", (k1, k2, eps, min_samples)
+    rows = features if isinstance(features, FeatureRows) else None
+    from_file = isinstance(features, str | Path) or (rows is not None and not rows.in_memory)
     if from_file or any(given is not None for given in (process_group, folder, device)):
-        for argument, given in {"neighbor_idx": neighbor_idx, "encoding": encoding, "distance": distance}.items():
-            if given is not None:
-                raise ValueError(
-                    f"{name}: {argument} cannot be given with a path, a process_group, a folder or a device"
-                )
-        where = None if device is None else check_device(f"{name}: device", device)
-        return _by_blocks(
-            name, features, camera_ids, modality_ids, search, process_group, folder, max_memory, progress, where
-        )
+        stages = {"neighbor_idx": neighbor_idx, "encoding": encoding, "distance": distance}
+        earlier = [argument for argument, given in stages.items() if given is not None]
+        ids = camera_ids, modality_ids
+        return _by_blocks(name, features, *ids, settings, process_group, folder, max_memory, progress, device, earlier)
+    search = _check_settings(name, *settings)
+    k1, k2, eps, min_samples = search.k1, search.k2, search.eps, search.min_samples
     with _explained_out_of_memory(name, None, k1, k2, eps):
         inputs = check_inputs(name, features, camera_ids, modality_ids, neighbor_idx, encoding, distance, k1, k2)
     if _needs_blocks(name, inputs, search, max_memory):
         del inputs  # ids that were copied to the device are once more
-        return _by_blocks(name, features, camera_ids, modality_ids, search, None, None, max_memory, progress)
-    back = like(next(given for given in (features, _values(distance), _values(encoding)) if given is not None))
-    del features, neighbor_idx, encoding, distance
+        return _by_blocks(name, features, camera_ids, modality_ids, settings, None, None, max_memory, progress)
+    given = features if rows is None else rows.source
+    back = like(next(array for array in (given, _values(distance), _values(encoding)) if array is not None))
+    del features, rows, given, neighbor_idx, encoding, distance
 
     seconds: dict[str, float] = {}
     if inputs.num_samples == 0:
@@ -348,6 +343,14 @@ def check_search(name: str, k1: Any, k2: Any, eps: Any) -> tuple[int, int, float
     if not 0 <= radius <= 1:
         raise ValueError(f"{name}: eps must be in [0, 1], got {eps}")
     return k1, k2, radius
+
+
+def _check_settings(name: str, k1: Any, k2: Any, eps: Any, min_samples: Any) -> Search:
+    k1, k2, eps = check_search(name, k1, k2, eps)
+    min_samples = to_integer(min_samples, f"{name}: min_samples")
+    if min_samples < 1:
+        raise ValueError(f"{name}: min_samples must be at least 1, got {min_samples}")
+    return Search(k1, k2, eps, min_samples)
 
 
 def check_inputs(
@@ -504,41 +507,54 @@ def _needs_blocks(name: str, inputs: Inputs, search: Search, max_memory: int | N
 
 
 def _by_blocks(
-    name, features, camera_ids, modality_ids, search, group, folder, max_memory, progress, device=None
+    name, features, camera_ids, modality_ids, settings, group, folder, max_memory, progress, device=None, earlier=()
 ) -> PseudoLabels:
     """The same of a gallery in a file, or of the rows of this rank, which may be FeatureRows whose name and first row
     are those that errors say; what is wrong on one rank is an error on all."""
     from . import distributed  # loads the compiled ops
     from .stage_files import StageFiles
 
-    problem, camera, modality, marks = None, None, None, {"folder": folder is not None}
-    ranks.check_backend(name, group)
-    try:
-        with _explained_out_of_memory(name, None, search.k1, search.k2, search.eps):
-            if features is None:
-                raise ValueError(f"{name}: features are needed, got None")
-            rows = FeatureRows.of(name, features, device)
-            n = rows.shape[0]
-            camera = _check_ids(name, "camera_ids", camera_ids, n, rows.device)
-            modality = _check_ids(name, "modality_ids", modality_ids, n, rows.device)
-            marks["file of features"] = not rows.in_memory
-            if not rows.in_memory:
-                if group is not None:
-                    marks |= distributed.gallery_marks(rows, camera_ids=camera, modality_ids=modality)
-                begin, end = ranks.share(n, group)
-                rows = rows.part(begin, end)
-                camera, modality = (ids if ids is None else ids[begin:end] for ids in (camera, modality))
-            max_memory = None if max_memory is None else to_integer(max_memory, f"{name}: max_memory")
-    except (ValueError, TypeError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        if group is None:
-            raise
-        problem = str(error)
-    distributed.agree(name, marks, group, problem)
+    ranks.check_backend(name, group)  # a group that cannot send is of no use to say so
+    watch = ranks.Watch(group)
+    with watch.guard():
+        watch.enter("the arguments")
+        problem, files, marks = None, None, {"folder": folder is not None}
+        try:
+            search = _check_settings(name, *settings)
+            with _explained_out_of_memory(name, None, search.k1, search.k2, search.eps):
+                if earlier:
+                    raise ValueError(
+                        f"{name}: {earlier[0]} cannot be given with a path, a process_group, a folder or a device"
+                    )
+                if device is not None:
+                    device = check_device(f"{name}: device", device)
+                if folder is not None:
+                    if not isinstance(folder, str | PathLike):
+                        raise TypeError(f"{name}: folder must be a path, got {folder!r}")
+                    files = StageFiles(Path(folder))
+                if features is None:
+                    raise ValueError(f"{name}: features are needed, got None")
+                rows = FeatureRows.of(name, features, device)
+                n = rows.shape[0]
+                camera = _check_ids(name, "camera_ids", camera_ids, n, rows.device)
+                modality = _check_ids(name, "modality_ids", modality_ids, n, rows.device)
+                marks["file of features"] = not rows.in_memory
+                if not rows.in_memory:
+                    if group is not None:
+                        marks |= distributed.gallery_marks(rows, camera_ids=camera, modality_ids=modality)
+                    begin, end = ranks.share(n, group)
+                    rows = rows.part(begin, end)
+                    camera, modality = (ids if ids is None else ids[begin:end] for ids in (camera, modality))
+                max_memory = None if max_memory is None else to_integer(max_memory, f"{name}: max_memory")
+        except (ValueError, TypeError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+            if group is None:
+                raise
+            problem = str(error)
+        ranks.agree(name, marks, group, problem)
     if rows.in_memory:
         where, back = rows.source.device, like(rows.source if isinstance(features, FeatureRows) else features)
     else:
         where, back = rows.device, like(torch.empty(0))
-    files = None if folder is None else StageFiles(Path(folder))
     part = distributed.cluster(name, rows, camera, modality, search, group, max_memory, progress, files)
     labels, core_mask = (back(found.to(where)) for found in (part.labels, part.core_mask))
     return PseudoLabels(labels, core_mask, part.num_clusters, part.num_outliers, part.seconds)
@@ -583,6 +599,8 @@ def _check_distance(name: str, features: Any, distance: Csr) -> Inputs:
 
 
 def _check_features(name: str, features: Any) -> torch.Tensor:
+    if isinstance(features, FeatureRows):
+        name, features = features.name, features.source
     tensor = to_tensor(features, f"{name}: features")
     if tensor.dim() != 2:
         raise ValueError(f"{name}: features must have shape [N, d], got {tuple(tensor.shape)}")
@@ -597,7 +615,9 @@ def _check_features(name: str, features: Any) -> torch.Tensor:
             value = float(tensor[row][~tensor[row].isfinite()][0])
             raise ValueError(f"{name}: features must be finite, got {value} in row {row}")
         if max(-low, high) > largest:
-            raise ValueError(f"{name}: features must fit float32, got {low if -low > high else high}")
+            value = low if -low > high else high
+            row = next(i for i, values in enumerate(tensor) if bool((values == value).any()))
+            raise ValueError(f"{name}: features must fit float32, got {value} in row {row}")
     return tensor
 
 

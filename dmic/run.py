@@ -452,7 +452,8 @@ def _run_training(watch, config, folder, resume, device, report, progress) -> tu
     saved = process_group.any_rank(is_main and resume and (folder / CHECKPOINT).exists(), group)
     with process_group.first_on_its_machine(group):
         network = (build_blank if saved else build_network)(config, num_channels).to(device)
-    agree_on_weights(network, group)
+    if not saved:  # else rank 0 sends them
+        agree_on_weights(network, group)
     stages = build_stages(config)
     stop = StopRequest()
     holds = folder.held(config, resume=resume) if is_main else folder.resumable()
@@ -532,22 +533,18 @@ def _run_training(watch, config, folder, resume, device, report, progress) -> tu
 
 def agree_on_settings(config: Config, group: Group) -> None:
     """Raise ValueError on every rank, as all of these do, unless all have the settings and the dmic of rank 0."""
-    from .distributed import agree  # loads the compiled ops
-
-    agree("settings", {"version of dmic": __version__, **_flat(asdict(_fixed(config)))}, group)
+    process_group.agree("settings", {"version of dmic": __version__, **_flat(asdict(_fixed(config)))}, group)
 
 
 def agree_on_images(what: str, gallery: Gallery | None, group: Group) -> None:
     """Unless all have the same images: as many, of the same names and ids, and some of them byte for byte."""
     if group is None:
         return
-    from .distributed import agree
-
-    agree(what, {} if gallery is None else _image_marks(gallery), group)
+    process_group.agree(what, {} if gallery is None else _image_marks(gallery), group)
 
 
 def _image_marks(gallery: Gallery) -> Record:
-    from .distributed import marked
+    from .distributed import marked  # loads the compiled ops
 
     some, names = marked(len(gallery)), None
     if (paths := getattr(gallery.images, "paths", None)) is None:
@@ -577,10 +574,9 @@ def agree_on_weights(network: TwoStreamNetwork, group: Group) -> None:
     """Unless all have a network with the same bits, which they may have read from files of their own."""
     if group is None:
         return
-    from .distributed import agree
-
     tensors = (tensor.cpu().contiguous().reshape(-1) for tensor in network.state_dict().values())
-    agree("network", {"weights": _digest(*(tensor.view(torch.uint8).numpy() for tensor in tensors))}, group)
+    weights = _digest(*(tensor.view(torch.uint8).numpy() for tensor in tensors))
+    process_group.agree("network", {"weights": weights}, group)
 
 
 def save_weights(weights: dict[str, torch.Tensor]) -> bytes:

@@ -95,6 +95,31 @@ def dmic_of_rank(*arguments: str) -> int:
     return dmic(*(argument.replace("{rank}", os.environ["RANK"]) for argument in arguments))
 
 
+def dmic_without_rank_1(*arguments: str) -> int:
+    """Which ends before it joins."""
+    return 1 if os.environ["RANK"] == "1" else dmic(*arguments)
+
+
+def dmic_with_gpus(found: str, *arguments: str) -> int:
+    """Where the machine of each rank has so many GPUs, which cannot compute; "full": as many as are needed."""
+    from dmic import process_group
+
+    found, start = found.split(",")[int(os.environ["RANK"])], process_group.start
+    number = 99 if found == "full" else int(found)
+
+    def set_device(device):
+        if found == "full":
+            raise RuntimeError("CUDA error: out of memory\nCompile with TORCH_USE_CUDA_DSA")
+
+    torch.cuda.is_available, torch.cuda.device_count, torch.cuda.set_device = (
+        lambda: number > 0,
+        lambda: number,
+        set_device,
+    )
+    process_group.start = lambda device, timeout: start("cpu", timeout)
+    return dmic(*arguments)
+
+
 def same_stages(gallery: str, *cuts: str) -> int:
     """Every stage of rows cut unevenly is that of the whole, in every bit."""
     import numpy as np
@@ -147,6 +172,18 @@ def same_stages_with_late_copies(early: str, *arguments: str) -> int:
         return same_stages(*arguments)
 
 
+ODD_SETTINGS = {
+    "k2": {"k2": 7},
+    "folder": {"folder": "stages"},
+    "k1 of a string": {"k1": "20"},
+    "eps": {"eps": 2},
+    "min_samples": {"min_samples": 0},
+    "device": {"device": "tpu"},
+    "folder of a number": {"folder": 5},
+    "encoding": {"encoding": 1},
+}
+
+
 def different_settings(gallery: str, what: str) -> int:
     """Rank 1 has something else than rank 0."""
     import numpy as np
@@ -157,9 +194,8 @@ def different_settings(gallery: str, what: str) -> int:
         with process_group.started("cpu") as group:
             odd = process_group.rank(group) == 1
             data = np.load(gallery)
-            features, cameras, k2 = data["features"], data["camera_ids"], 6
-            if odd and what == "k2":
-                k2 = 7
+            features, cameras = data["features"], data["camera_ids"]
+            settings = {"k1": 20, "k2": 6} | (ODD_SETTINGS.get(what, {}) if odd else {})
             if odd and what == "columns":
                 features = features[:, 1:]
             if odd and what == "ids":
@@ -173,8 +209,7 @@ def different_settings(gallery: str, what: str) -> int:
                 sys.modules["dmic.pseudo_labels"]._check_ids = lambda *_: out_of_memory(1)
             if odd and what == "version":
                 distributed.__version__ = "0.0.0"
-            folder = "stages" if odd and what == "folder" else None
-            pseudo_labels(features, camera_ids=cameras, k1=20, k2=k2, process_group=group, folder=folder)
+            pseudo_labels(features, camera_ids=cameras, process_group=group, **settings)
     except (ValueError, ConnectionError) as error:
         print(error)
         return 2

@@ -220,7 +220,7 @@ def make_bad_files(features):
         ("nothing.npz", "nothing.npz: there is no key 'features', only an empty file"),
         ("flat.npy", "flat.npy: features must have shape [N, d], got (33,)"),
         ("text.npy", "text.npy: features must hold real numbers or booleans, got dtype <U1"),
-        ("nan.npy", "features must be finite, got nan in row 0"),
+        ("nan.npy", "nan.npy: features must be finite, got nan in row 0"),
         ("minus.npz", "camera_ids must be in [0, 2**63), got -1"),
         ("short.npz", "camera_ids must have shape [N], got (299,) with N=300"),
         ("real.npz", "modality_ids must be integers, got float64"),

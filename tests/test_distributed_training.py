@@ -267,6 +267,28 @@ def test_a_stop_that_one_rank_is_asked_for_is_saved_and_another_number_of_ranks_
     assert_same_curve(records_of(folder), records_of(alone))
 
 
+def resume_with_a_blank_of_its_own(group, folder):
+    build = dmic.run.build_blank
+
+    def changed(*arguments):
+        network = build(*arguments)
+        if process_group.rank(group) == 1:
+            next(network.parameters()).data += 1
+        return network
+
+    dmic.run.build_blank = changed
+    network, _ = run_training(load_config("landsat", SETTINGS), RunFolder(folder), resume=True, group=group)
+    return digest_of(TrainingState(network))
+
+
+def test_weights_that_a_checkpoint_replaces_are_not_compared(alone, tmp_path):
+    folder = shutil.copytree(alone, tmp_path / "run")
+    said = on_ranks(2, resume_with_a_blank_of_its_own, folder)
+    assert said[0] == said[1]
+    expected, found = (load_file(f / "weights.safetensors") for f in (alone, folder))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def run_with_a_seed_of_its_own(group, folder):
     config = load_config("landsat", (*SETTINGS, f"train.seed={process_group.rank(group)}"))
     with pytest.raises(ValueError) as error:
@@ -454,6 +476,52 @@ def test_features_and_scores_are_those_of_one_process():
     expected = embed_and_score(None)
     torch.set_num_threads(threads)
     assert on_ranks(3, embed_and_score) == [expected] * 3
+
+
+def piece_of_its_own(group, what):
+    """`embed`, then `evaluate_protocol`, of which rank 1 is given something else."""
+    odd = process_group.rank(group) == 1
+    _, labeled = landsat_galleries(num_crops=1)
+    gallery, network = labeled.unlabeled, small_two_stream(width=4, embedding_dim=16)
+    protocol = cross_modality_protocols(labeled)[odd and what == "protocol"]
+    batch_size, sample_idx = 0 if odd and what == "batch_size" else 100, torch.arange(len(gallery))
+    if odd and what == "samples":
+        sample_idx = sample_idx.flip(0)
+    if odd and what == "modalities":
+        gallery = replace(gallery, modality_ids=gallery.modality_ids.flip(0))
+    if odd and what == "identities":
+        labeled = replace(labeled, person_ids=labeled.person_ids.flip(0))
+    if odd and what == "lost":
+        network.stems = None
+    try:
+        features = embed(network, gallery, sample_idx=sample_idx, batch_size=batch_size, group=group)
+        evaluate_protocol(features[:-1] if odd and what == "features" else features, labeled, protocol, group=group)
+    except (ValueError, TypeError, ConnectionError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "done"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("batch_size", "embed: rank 1: batch_size must be at least 1, got 0"),
+        ("samples", "embed: rank 1 and rank 0 must have the same sample_idx ("),
+        ("modalities", "embed: rank 1 and rank 0 must have the same modality_ids ("),
+        ("features", "evaluate_protocol: rank 1: features must be [N, d], got ("),
+        ("protocol", "evaluate_protocol: rank 1 and rank 0 must have the same protocol ('"),
+        ("identities", "evaluate_protocol: rank 1 and rank 0 must have the same person_ids ("),
+    ],
+)
+def test_ranks_that_embed_or_score_different_things_refuse_to_start(what, said):
+    first, other = on_ranks(2, piece_of_its_own, what)
+    assert first.startswith(f"ValueError: {said}")
+    assert other == first.replace("rank 1: ", "")
+
+
+def test_a_rank_that_fails_while_it_embeds_is_named():
+    first, other = on_ranks(2, piece_of_its_own, "lost")
+    assert other == "TypeError: 'NoneType' object is not subscriptable"
+    assert first == f"ConnectionError: rank 1 failed in embed: {other}"
 
 
 def batch_norm_errors(group):

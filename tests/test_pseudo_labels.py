@@ -231,7 +231,7 @@ NEAR = rows(np.array([0, 0.5, 0.5, 0], np.float32))
         ({"features": with_value(np.nan)}, "features must be finite, got nan in row 5"),
         ({"features": with_value(-np.inf)}, "features must be finite, got -inf in row 5"),
         ({"features": torch.from_numpy(with_value(np.inf)).half()}, "features must be finite, got inf in row 5"),
-        ({"features": with_value(1e300, float)}, r"features must fit float32, got 1e\+300"),
+        ({"features": with_value(1e300, float)}, r"features must fit float32, got 1e\+300 in row 5"),
         ({"k1": 0}, r"k1 must be in \[1, N\], got k1=0"),
         ({"k1": 41}, r"k1 must be in \[1, N\], got k1=41 with N=40"),
         ({"k1": 2.5}, "k1 must be an integer, got 2.5"),

@@ -220,13 +220,64 @@ def test_stages_of_something_else_are_refused(ranks, gallery, tmp_path):
         ("length", "camera_ids must have shape [N]"),
         ("folder", "rank 1 and rank 0 must have the same folder (True, not False)"),
         ("nan", "features must be finite in float32, got nan at row 5, column 3"),
-        ("memory", "pseudo_labels: out of memory; the arguments were being checked"),
+        ("memory", "out of memory; the arguments were being checked"),
     ],
 )
 def test_ranks_that_differ_refuse_to_start(ranks, gallery, tmp_path, what, message):
     codes, texts = ranks(tmp_path, 3, "different_settings", gallery[0], what)
     assert codes == [2, 2, 2], texts
     assert all(message in text for text in texts), texts
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("k1 of a string", "k1 must be an integer, got '20'"),
+        ("eps", "eps must be in [0, 1], got 2"),
+        ("min_samples", "min_samples must be at least 1, got 0"),
+        ("device", "device must be cpu, cuda or cuda:NUMBER, got 'tpu'"),
+        ("folder of a number", "folder must be a path, got 5"),
+        ("encoding", "encoding cannot be given with a path, a process_group, a folder or a device"),
+    ],
+)
+def test_what_is_wrong_on_one_rank_is_an_error_of_all_that_names_it_once(ranks, gallery, tmp_path, what, message):
+    codes, texts = ranks(tmp_path, 2, "different_settings", gallery[0], what)
+    assert codes == [2, 2], texts
+    said = texts[1].removeprefix("pseudo_labels: ")
+    assert said.startswith(message)
+    assert texts[0] == f"pseudo_labels: rank 1: {said}"
+
+
+def test_a_rank_that_is_killed_while_arguments_are_checked_is_named(ranks, gallery, tmp_path):
+    """In the library: the command watches too."""
+    codes, texts = ranks(tmp_path, 2, "different_settings", gallery[0], "", fates={1: ["killed", "the arguments", 0]})
+    assert codes == [2, -9], texts
+    assert texts[0] == "rank 1 in the arguments: killed, or no answer within the timeout\n"
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ("0,1", "no GPU is left for local rank 1, the machine has 1: start torchrun with --nproc-per-node 1, or give "),
+        ("0,full", "cuda:1 cannot be used (CUDA error: out of memory Compile with TORCH_USE_CUDA_DSA)"),
+        ("9,0", "rank 1 and rank 0 must have the same kind of device ('cpu', not 'cuda')"),
+    ],
+)
+@pytest.mark.parametrize("command", ["cluster", "train", "embed", "evaluate"])
+def test_a_rank_without_its_gpu_is_named_by_all(ranks, gallery, tmp_path, command, found, message):
+    arguments = {
+        "cluster": (gallery[0], "-o", tmp_path / "labels.npz"),
+        "train": ("landsat", "--out", tmp_path / "run"),
+    }
+    arguments |= {"embed": (tmp_path, "-o", tmp_path / "features.npz"), "evaluate": (tmp_path,)}
+    start = time.monotonic()
+    call = command, *arguments[command], "--timeout", 0.5
+    codes, texts = ranks(tmp_path, 2, "dmic_with_gpus", found, *call)
+    assert time.monotonic() - start < 20, "nobody waits for the timeout"
+    assert codes == [2, 2], texts
+    assert all(message in text and text.count("dmic ") == 1 for text in texts), texts
+    if "rank 0" not in message:
+        assert f"dmic {command}: error: rank 0: --device: rank 1: {message}" in texts[0]
 
 
 @pytest.mark.parametrize(
@@ -375,6 +426,15 @@ def test_a_rank_that_hangs_ends_the_job_within_the_timeout(ranks, gallery, tmp_p
     assert not out.exists()
 
 
+def test_a_rank_that_never_joins_is_named(ranks, gallery, tmp_path):
+    command = ("cluster", gallery[0], "-o", tmp_path / "labels.npz", "--timeout", 2 / 60)
+    codes, texts = ranks(tmp_path, 3, "dmic_without_rank_1", *command)
+    assert codes == [2, 1, 2], texts
+    told = "rank 1 did not join within the timeout; what it wrote says why, or its machine is gone\n"
+    for rank in (0, 2):
+        assert f"dmic cluster: error: rank {rank}: {told}" in texts[rank]
+
+
 def test_a_group_of_gpus_alone_is_refused():
     dist.init_process_group("cuda:gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
@@ -448,7 +508,10 @@ def test_max_memory_makes_blocks(tmp_path):
         (np.zeros((3, 2, 2), np.float32), r"features must have shape \[N, d\], got \(3, 2, 2\)"),
         (np.zeros((3, 2), np.int32), "features must be float32, float16 or float64, got int32"),
         (np.asfortranarray(np.zeros((5, 3), np.float32)), "must be stored in rows"),
-        (np.full((50, 3), np.nan, np.float32), "features must be finite in float32, got nan at row 0, column 0"),
+        (
+            np.full((50, 3), np.nan, np.float32),
+            r"bad\.npy: features must be finite in float32, got nan at row 0, column 0",
+        ),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, content, message):

@@ -8,7 +8,6 @@ import zipfile
 import zlib
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Cluster, write, and print what was found; under torchrun rank 0 does the latter two."""
-    device = common.device(options.device)
     try:
-        with process_group.started(device, timedelta(minutes=options.timeout)) as group:
+        with common.joined(options) as (device, group):
             watch = process_group.Watch(group)
             with watch.guard():
                 return _run(options, device, watch)
@@ -106,15 +104,15 @@ def _run(options: argparse.Namespace, device: str, watch: process_group.Watch) -
         print(f"{memory} {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
     shared = ids
     if not in_blocks:
-        features = _moved(gallery.features, device)
+        features = FeatureRows.of(str(options.file), _moved(gallery.features, device))
     elif options.file.suffix in OPENERS:
         features = options.file  # every rank reads its own share
     else:
         features = FeatureRows.of(str(options.file), gallery.features)
         if group is not None:
-            from ..distributed import agree, gallery_marks  # loads the compiled ops
+            from ..distributed import gallery_marks  # loads the compiled ops
 
-            agree(str(options.file), gallery_marks(features, **ids), group)
+            process_group.agree(str(options.file), gallery_marks(features, **ids), group)
             begin, end = process_group.share(num_samples, group)
             features = features.part(begin, end)
             shared = {name: None if given is None else given[begin:end] for name, given in ids.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from .. import process_group
 from .._arrays import check_device
+from ..process_group import Group
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +45,31 @@ def add_timeout(parser: argparse.ArgumentParser, minutes: float) -> None:
     )
 
 
+@contextmanager
+def joined(options: argparse.Namespace) -> Iterator[tuple[str, Group]]:
+    """The device that `--device` means on this rank, and the group of all ranks for as long as the block lasts.
+
+    Raises:
+        ValueError: on every rank, if one has no such device, or one of another kind than rank 0.
+        ConnectionError: another rank was lost.
+    """
+    name, problem = "cpu", None
+    try:
+        name = device(options.device)
+        if name.startswith("cuda") and not process_group.is_alone():
+            torch.cuda.set_device(name)  # a GPU that is full or broken fails here
+    except ValueError as error:
+        if process_group.is_alone():
+            raise
+        problem = str(error)
+    except RuntimeError as error:
+        problem = f"{name} cannot be used ({process_group.backend_error(error)})"
+    with process_group.started("cpu" if problem else name, timedelta(minutes=options.timeout)) as group:
+        with process_group.Watch(group).guard():
+            process_group.agree("--device", {"kind of device": torch.device(name).type}, group, problem)
+        yield name, group
+
+
 def device(name: str) -> str:
     """The device that `--device` means, for every rank of a machine another GPU; ValueError if it is not there."""
     if name == "auto":
@@ -52,10 +79,8 @@ def device(name: str) -> str:
             raise ValueError(f"--device {name}: every rank takes the GPU of its own number, use --device cuda")
         found, rank = torch.cuda.device_count(), process_group.local_rank()
         if rank >= found:
-            raise ValueError(
-                f"rank {rank} of a machine that has {found} GPU(s): start torchrun with --nproc-per-node {found}, "
-                "or give --device cpu"
-            )
+            fewer = f"start torchrun with --nproc-per-node {found}, or " if found else ""
+            raise ValueError(f"no GPU is left for local rank {rank}, the machine has {found}: {fewer}give --device cpu")
         name = f"cuda:{rank}"
     check_device("--device", name)
     return name

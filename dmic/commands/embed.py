@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -53,8 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Embed, and write the features; under torchrun every rank embeds a share, and rank 0 writes."""
-    device = common.device(options.device)
-    with process_group.started(device, timedelta(minutes=options.timeout)) as group:
+    with common.joined(options) as (device, group):
         watch = process_group.Watch(group)
         with watch.guard():
             return _run(options, device, watch)

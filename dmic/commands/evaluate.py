@@ -6,7 +6,6 @@ import argparse
 import json
 from contextlib import nullcontext
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -53,9 +52,9 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, print the table, and write the record of every protocol."""
     if len(options.run_folders) > 1 and options.out is None:
         raise ValueError("the scores of several runs need a file of their own: -o OUT.json")
-    console, device = Console(highlight=False), common.device(options.device)
+    console = Console(highlight=False)
     found = []
-    with process_group.started(device, timedelta(minutes=options.timeout)) as group:
+    with common.joined(options) as (device, group):
         is_main = process_group.rank(group) == 0
         watch = process_group.Watch(group)
         with watch.guard(), common.phases(console) if is_main else nullcontext() as progress:

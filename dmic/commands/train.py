@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console
@@ -35,8 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, and print every epoch; what it leaves behind is in the run's folder."""
-    device = common.device(options.device)
-    with process_group.started(device, timedelta(minutes=options.timeout)) as group:
+    with common.joined(options) as (device, group):
         with process_group.Watch(group).guard():
             folder, config = resolve(options)
         if process_group.rank(group) == 0:

@@ -13,7 +13,7 @@ from torch import nn
 from ..constants import INFRARED, VISIBLE
 from ..data import Gallery
 from ..data.prefetch import prefetch
-from ..process_group import Group, all_gather_rows, share
+from ..process_group import Group, Watch, agree, all_gather_rows, digest, share
 
 POOLED_STRIDE = 4  # of small stems: from here on edges are pooled
 EMBED_BATCH = 256  # images embedded at once; bounds memory, changes no result beyond rounding
@@ -119,13 +119,29 @@ def embed(
         group: ranks that embed some batches each; the batches, and so the features, are those of one process.
 
     Raises:
-        ValueError: `batch_size` is below 1, or `sample_idx` is not int64 [n] or goes beyond the gallery.
+        ValueError: `batch_size` is below 1, or `sample_idx` is not int64 [n] or goes beyond the gallery; on every rank,
+            if that is so on one, or it has other samples, modalities or batches than rank 0.
+        ConnectionError: another rank was lost; says which, and in which phase.
     """
-    if batch_size < 1:
-        raise ValueError(f"embed: batch_size must be at least 1, got {batch_size}")
     if sample_idx is None:
         sample_idx = torch.arange(len(gallery))
-    _check_sample_idx(sample_idx, len(gallery))
+    watch, problem, marks = Watch(group), None, {}
+    with watch.guard():
+        watch.enter("embed")
+        try:
+            if batch_size < 1:
+                raise ValueError(f"embed: batch_size must be at least 1, got {batch_size}")
+            _check_sample_idx(sample_idx, len(gallery))
+            if group is not None:
+                marks = {"number of images": len(gallery), "batch_size": batch_size}
+                marks |= {"sample_idx": digest(sample_idx), "modality_ids": digest(gallery.modality_ids)}
+        except ValueError as error:
+            problem = str(error)
+        agree("embed", marks, group, problem)
+        return _embed(network, gallery, sample_idx, batch_size, device, progress, group)
+
+
+def _embed(network, gallery, sample_idx, batch_size, device, progress, group) -> torch.Tensor:
     modality_ids = gallery.modality_ids[sample_idx]
     rows = [
         (modality, batch)
