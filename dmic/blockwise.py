@@ -455,7 +455,9 @@ def k_reciprocal_encoding(
         at = inside.logical_and_(col_idx[part] < y.end).nonzero().squeeze(1)
         del inside
         ptr, columns = torch.searchsorted(at, ptr - ptr[0]), col_idx[part][at]
-        dots[part][at] = ops.sampled_dots(of_x, of_y, ptr, columns.sub_(y.begin), progress=watch)
+        columns.sub_(y.begin)
+        # features are finite, or reading them would have failed
+        dots[part][at] = ops.sampled_dots(of_x, of_y, ptr, columns, check_finite=False, progress=watch)
 
     order_sent = (y for turn in turns for y in ring.blocks(turn.sent))
     most = _largest_block(ring, [own])
