@@ -428,15 +428,15 @@ def k_reciprocal_encoding(
         return slice(int(row_ptr[begin]), int(row_ptr[end]))
 
     def reached(x: Rows) -> np.ndarray:
-        """Whether their sets have members in each block of the gallery."""
+        """In which blocks of the gallery their sets have members."""
         places = torch.bucketize(col_idx[members(x)], ends, out_int32=True, right=True)
         return (places.bincount(minlength=len(gallery)) > 0).cpu().numpy()
 
     reach = {x: reached(x) for x in blocks}
 
-    def meeting(y: Rows, others: list[Rows]) -> list[Rows]:
-        """Those of the own blocks whose sets have members in y, or that are own ones with members in theirs."""
-        return [x for x in others if reach[x][place[y]] or (y in reach and reach[y][place[x]])]
+    def meeting(y: Rows, own_blocks: list[Rows]) -> list[Rows]:
+        """Those of which sets have members in y, or sets of y in them if y is an own block too."""
+        return [x for x in own_blocks if reach[x][place[y]] or (y in reach and reach[y][place[x]])]
 
     def order() -> Iterator[Rows]:
         """In which blocks are loaded: y, and every x that it meets."""
@@ -446,7 +446,7 @@ def k_reciprocal_encoding(
             yield from (x for y in ring.blocks(turn.received) for x in meeting(y, blocks))
 
     def multiply(x: Rows, y: Rows, of_x: torch.Tensor, of_y: torch.Tensor, watch: Report | None) -> None:
-        """The rows of x with their members in y."""
+        """Rows of x with members of their sets in y."""
         if not reach[x][place[y]]:
             return
         begin, end = x.within(own)
