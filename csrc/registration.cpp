@@ -8,7 +8,8 @@ STABLE_TORCH_LIBRARY(dmic, m) {
       "Tensor? farthest=None) -> (Tensor, Tensor, Tensor)");
   m.def("k_reciprocal_encoding(Tensor features, Tensor neighbor_idx, int k1_half) -> (Tensor, Tensor, Tensor)");
   m.def("k_reciprocal_sets(Tensor neighbor_idx, int k1_half, int begin, int end) -> (Tensor, Tensor)");
-  m.def("sampled_dots(Tensor rows, Tensor others, Tensor row_ptr, Tensor col_idx) -> Tensor");
+  m.def(
+      "sampled_dots(Tensor rows, Tensor others, Tensor row_ptr, Tensor col_idx, bool check_finite=True) -> Tensor");
   m.def("k_reciprocal_weights(Tensor row_ptr, Tensor col_idx, Tensor dots) -> (Tensor, Tensor, Tensor)");
   m.def(
       "invariant_expansion(Tensor row_ptr, Tensor col_idx, Tensor values, Tensor neighbor_idx, int k2, "

@@ -285,10 +285,16 @@ class Progress:
         return lambda _, done, total: self.report(self.stage, begin + work * done // max(1, total), self.total)
 
 
+def _largest_block(ring: Ring, parts: Iterable[Rows]) -> int:
+    return max((len(block) for rows in parts for block in ring.blocks(rows)), default=0)
+
+
 @contextmanager
-def _ahead(features: FeatureRows, order: Iterable[Rows], own: Rows) -> Iterator[Callable[..., torch.Tensor]]:
+def _ahead(
+    features: FeatureRows, order: Iterable[Rows], most_rows: int, own: Rows
+) -> Iterator[Callable[..., torch.Tensor]]:
     """`features.ahead` for own rows by their numbers in the whole gallery."""
-    with features.ahead(rows.within(own) for rows in order) as read:
+    with features.ahead((rows.within(own) for rows in order), most_rows) as read:
         yield lambda rows, out=None: read(*rows.within(own), out)
 
 
@@ -334,7 +340,9 @@ def knn_graph(features: FeatureRows, k1: int, ring: Ring, report: Report | None 
 
     directions = None
     order_sent = (y for turn in turns for y in ring.blocks(turn.sent))
-    with _ahead(features, order(), own) as load, _ahead(features, order_sent, own) as load_sent:
+    room = _largest_block(ring, (turn.met_by for turn in turns))
+    most_loaded, most_sent = max(room, _largest_block(ring, [own])), _largest_block(ring, (turn.sent for turn in turns))
+    with _ahead(features, order(), most_loaded, own) as load, _ahead(features, order_sent, most_sent, own) as load_sent:
         for t, y in enumerate(blocks):
             both = torch.empty(max(map(len, blocks)) + len(y), num_features, device=ring.device) if t else None
             of_y = load(y) if both is None else load(y, both[-len(y) :])
@@ -347,7 +355,6 @@ def knn_graph(features: FeatureRows, k1: int, ring: Ring, report: Report | None 
                 compare(x, y, both, mine(y), mine(y).farthest())
             del both, of_y, idx, dist
             give_back()
-        room = max((len(x) for turn in turns for x in ring.blocks(turn.met_by)), default=0)
         for turn, received in ring.pass_blocks(turns, sent, (num_features, 1), room):
             found = meet(turn, received)
             mine(turn.sent).merge(*ring.swap([found.idx, found.dist], turn.source, turn.to))
@@ -408,6 +415,9 @@ def k_reciprocal_encoding(
     """The own rows of the encoding, Csr [n, N]. The features are theirs, neighbor_idx the lists of all samples, int32
     [N, k1]."""
     own, n, blocks, turns = ring.own, ring.num_samples, ring.blocks(ring.own), list(ring.full_turns())
+    gallery = [y for rank in range(ring.size) for y in ring.blocks(ring.owned_by(rank))]
+    place = {y: number for number, y in enumerate(gallery)}
+    ends = torch.tensor([y.end for y in gallery], dtype=torch.int32, device=ring.device)
     progress = Progress("k_reciprocal_encoding", 2 * n, report)
     row_ptr, col_idx = ops.k_reciprocal_sets(neighbor_idx, k1_half, *own, progress=progress.part(n))
     dots = torch.empty(len(col_idx), dtype=torch.float64, device=ring.device)
@@ -417,40 +427,55 @@ def k_reciprocal_encoding(
         begin, end = x.within(own)
         return slice(int(row_ptr[begin]), int(row_ptr[end]))
 
+    def reached(x: Rows) -> np.ndarray:
+        """In which blocks of the gallery their sets have members."""
+        places = torch.bucketize(col_idx[members(x)], ends, out_int32=True, right=True)
+        return (places.bincount(minlength=len(gallery)) > 0).cpu().numpy()
+
+    reach = {x: reached(x) for x in blocks}
+
+    def meeting(y: Rows, own_blocks: list[Rows]) -> list[Rows]:
+        """Those of which sets have members in y, or sets of y in them if y is an own block too."""
+        return [x for x in own_blocks if reach[x][place[y]] or (y in reach and reach[y][place[x]])]
+
     def order() -> Iterator[Rows]:
-        """In which blocks are loaded: y, and every x whose sets have members in it."""
-        gallery = [y for rank in range(ring.size) for y in ring.blocks(ring.owned_by(rank))]
-        begins = torch.tensor([y.begin for y in gallery], dtype=torch.int32, device=ring.device)
-        met = set()
-        for x in blocks:
-            places = torch.bucketize(col_idx[members(x)], begins, out_int32=True, right=True) - 1
-            counts = places.bincount(minlength=len(gallery))
-            met.update((x, gallery[place]) for place in counts.nonzero().flatten().tolist())
-        for y in blocks:
-            yield from (y, *(x for x in blocks if (x, y) in met))
+        """In which blocks are loaded: y, and every x that it meets."""
+        for t, y in enumerate(blocks):
+            yield from (y, *meeting(y, blocks[:t]))
         for turn in turns:
-            yield from (x for y in ring.blocks(turn.received) for x in blocks if (x, y) in met)
+            yield from (x for y in ring.blocks(turn.received) for x in meeting(y, blocks))
 
-    def sent(rows: Rows) -> list[torch.Tensor]:
-        return [load_sent(rows)]
-
-    def multiply(y: Rows, of_y: torch.Tensor) -> None:
-        watch = progress.part(len(y))
-        for x in blocks:
-            begin, end = x.within(own)
-            part, ptr = members(x), row_ptr[begin : end + 1]
-            inside = (col_idx[part] >= y.begin) & (col_idx[part] < y.end)
-            ptr, columns = _row_ptr(inside)[ptr - ptr[0]], col_idx[part][inside]
-            if len(columns):
-                dots[part][inside] = ops.sampled_dots(load(x), of_y, ptr, columns.sub_(y.begin), progress=watch)
+    def multiply(x: Rows, y: Rows, of_x: torch.Tensor, of_y: torch.Tensor, watch: Report | None) -> None:
+        """Rows of x with members of their sets in y."""
+        if not reach[x][place[y]]:
+            return
+        begin, end = x.within(own)
+        part, ptr = members(x), row_ptr[begin : end + 1]
+        inside = col_idx[part] >= y.begin
+        at = inside.logical_and_(col_idx[part] < y.end).nonzero().squeeze(1)
+        del inside
+        ptr, columns = torch.searchsorted(at, ptr - ptr[0]), col_idx[part][at]
+        columns.sub_(y.begin)
+        # features are finite, or reading them would have failed
+        dots[part][at] = ops.sampled_dots(of_x, of_y, ptr, columns, check_finite=False, progress=watch)
 
     order_sent = (y for turn in turns for y in ring.blocks(turn.sent))
-    with _ahead(features, order(), own) as load, _ahead(features, order_sent, own) as load_sent:
-        for y in blocks:
-            multiply(y, load(y))
-        for _, received in ring.pass_blocks(turns, sent, (features.shape[1],)):
+    most = _largest_block(ring, [own])
+    with _ahead(features, order(), most, own) as load, _ahead(features, order_sent, most, own) as load_sent:
+        for t, y in enumerate(blocks):
+            of_y, watch = load(y), progress.part(len(y))
+            multiply(y, y, of_y, of_y, watch)
+            for x in meeting(y, blocks[:t]):
+                of_x = load(x)
+                multiply(x, y, of_x, of_y, watch)
+                multiply(y, x, of_y, of_x, watch)
+                del of_x
+            del of_y
+        for _, received in ring.pass_blocks(turns, lambda rows: [load_sent(rows)], (features.shape[1],)):
             for y, (of_y,) in received:
-                multiply(y, of_y)
+                watch = progress.part(len(y))
+                for x in meeting(y, blocks):
+                    multiply(x, y, load(x), of_y, watch)
                 del of_y
     give_back()
     return ops.k_reciprocal_weights(row_ptr, col_idx, dots, n)

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,23 @@ class FeatureRows:
         return replace(self, device=torch.device("cpu"))
 
     @contextmanager
-    def ahead(self, ranges: Iterable[tuple[int, int]]) -> Iterator[Read]:
+    def ahead(self, ranges: Iterable[tuple[int, int]], most_rows: int) -> Iterator[Read]:
         """`read` for rows that will be asked for in this order, (begin, end) each, to the last or not: on their way
         from the host to a GPU, each is read and copied while those before it are in use.
 
         Elsewhere this is `read` itself, and `ranges` is not looked at.
+
+        Args:
+            ranges: a generator is run by another thread: it must not use the GPU.
+            most_rows: of a range.
         """
-        ranges = list(ranges) if self.from_host else []
-        if not ranges:
+        ranges = iter(ranges if self.from_host else ())
+        first = next(ranges, None)
+        if first is None:
             yield self.read
             return
-        with closing(ReadAhead(self.on_host().read, ranges, self.shape[1], Copies(self.device))) as reader:
+        load, ranges = self.on_host().read, chain([first], ranges)
+        with closing(ReadAhead(load, ranges, most_rows, self.shape[1], Copies(self.device))) as reader:
             yield reader.read
 
     def read(self, begin: int, end: int, out: torch.Tensor | None = None) -> torch.Tensor:

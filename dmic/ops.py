@@ -306,7 +306,15 @@ def _(neighbor_idx, k1_half, begin, end):
     return _fake_pattern(neighbor_idx, end - begin)
 
 
-def sampled_dots(rows: Any, others: Any, row_ptr: Any, col_idx: Any, *, progress: Progress | None = None) -> Any:
+def sampled_dots(
+    rows: Any,
+    others: Any,
+    row_ptr: Any,
+    col_idx: Any,
+    *,
+    check_finite: bool = True,
+    progress: Progress | None = None,
+) -> Any:
     """Dot products of the pairs that are stored, a sampled dense-dense product (SDDMM): rows[i] . others[j].
 
     Args:
@@ -314,6 +322,7 @@ def sampled_dots(rows: Any, others: Any, row_ptr: Any, col_idx: Any, *, progress
         others: floating point [m, d], finite; may be `rows` itself.
         row_ptr: integers [n + 1], from 0 to nnz, never falling.
         col_idx: integers [nnz] in [0, m), strictly ascending inside a row.
+        check_finite: False if all rows are known to be finite; where they are not, products are not either.
         progress: see the module.
 
     Returns:
@@ -327,11 +336,11 @@ def sampled_dots(rows: Any, others: Any, row_ptr: Any, col_idx: Any, *, progress
     left = _features(op, rows, "rows")
     right = _features(op, others, "others").to(left.device)
     pattern = _pattern(op, row_ptr, col_idx, left.device)
-    return like(rows)(call(progress, torch.ops.dmic.sampled_dots.default, left, right, *pattern))
+    return like(rows)(call(progress, torch.ops.dmic.sampled_dots.default, left, right, *pattern, bool(check_finite)))
 
 
 @torch.library.register_fake("dmic::sampled_dots")
-def _(rows, others, row_ptr, col_idx):
+def _(rows, others, row_ptr, col_idx, check_finite=True):
     return rows.new_empty(col_idx.shape, dtype=torch.float64)
 
 

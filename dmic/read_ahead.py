@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import groupby
+from itertools import chain, groupby, pairwise
 from queue import SimpleQueue
 from threading import Semaphore, Thread
 
@@ -34,28 +34,28 @@ class ReadAhead:
 
     A thread reads them into two pinned buffers in turn, and copies each, on a stream of its own, to one place on the
     GPU, from where `read` copies them on the current stream. So the next ones arrive and those after them are read
-    while an op runs. Ranges that repeat the one before are read once.
+    while an op runs. Ranges that repeat the one before are read once. None is taken from `ranges` long before its turn.
     """
 
     def __init__(
         self,
         load: Callable[[int, int, torch.Tensor], object],
         ranges: Iterable[tuple[int, int]],
+        most_rows: int,
         num_features: int,
         copies: Copies,
     ):
         """
         Args:
             load: reads rows [begin, end) into float32 [end - begin, num_features] in the host's memory.
-            ranges: of rows, (begin, end) each, at least one.
+            ranges: of rows, (begin, end) each, at least one. A generator runs in the thread: it must not use the GPU.
+            most_rows: of a range.
             num_features: of a row.
             copies: to the GPU.
         """
-        self.load, self.copies = load, copies
-        self.runs = [(rows, len(list(same))) for rows, same in groupby(ranges)]
-        most = max(end - begin for (begin, end), _ in self.runs)
-        self.pinned = [copies.pinned(most, num_features) for _ in range(2)]
-        self.place = torch.empty(most, num_features, device=copies.device)
+        self.load, self.ranges, self.most_rows, self.copies = load, ranges, most_rows, copies
+        self.pinned = [copies.pinned(most_rows, num_features) for _ in range(2)]
+        self.place = torch.empty(most_rows, num_features, device=copies.device)
         self.taken = copies.current().record_event()  # what used this memory before has ended then
         self.free, self.closed = Semaphore(1), False  # to send something to the place
         self.sent: deque[torch.cuda.Event] = deque()  # ends of the last copies out of the buffers
@@ -66,7 +66,9 @@ class ReadAhead:
 
     def _work(self) -> None:
         try:
-            for turn, ((begin, end), times) in enumerate(self.runs):
+            runs = ((rows, sum(1 for _ in same)) for rows, same in groupby(self.ranges))
+            for turn, (((begin, end), times), following) in enumerate(pairwise(chain(runs, [None]))):
+                assert end - begin <= self.most_rows, f"rows {begin, end} are more than {self.most_rows}"
                 if len(self.sent) == 2:
                     self.sent.popleft().synchronize()
                 buffer = self.pinned[turn % 2][: end - begin]
@@ -77,7 +79,7 @@ class ReadAhead:
                 self.copies.aside.wait_event(self.taken)
                 self.copies.copy(buffer, self.place[: end - begin], self.copies.aside)
                 self.sent.append(self.copies.aside.record_event())
-                self.arrivals.put(((begin, end), times, self.sent[-1], turn + 1 == len(self.runs)))
+                self.arrivals.put(((begin, end), times, self.sent[-1], following is None))
             raise AssertionError("more rows are asked for than were announced")
         except BaseException as error:  # of any kind: it belongs to the consumer
             self.arrivals.put(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -70,7 +71,7 @@ def test_rows_are_those_that_were_announced(copies, values, tmp_path, dtype, fro
     np.save(tmp_path / "features.npy", stored)
     features = FeatureRows.of("test", tmp_path / "features.npy" if from_file else stored)
     taken = []
-    with features.ahead(iter(RANGES)) as read:
+    with features.ahead(iter(RANGES), 7) as read:
         for number, (begin, end) in enumerate(RANGES):
             out = torch.empty(end - begin, D) if number % 2 else None
             taken.append(read(begin, end, out))
@@ -98,10 +99,49 @@ def reads(monkeypatch) -> list[tuple[int, int]]:
 
 def test_rows_that_are_asked_for_again_are_read_once(copies, rows, monkeypatch):
     seen = reads(monkeypatch)
-    with rows.ahead(RANGES) as read:
+    with rows.ahead(RANGES, 7) as read:
         for begin, end in RANGES:
             read(begin, end)
     assert seen == [RANGES[i] for i in (0, 1, 2, 4, 6, 7, 8, 9)]
+
+
+def test_ranges_are_taken_as_their_turns_come(copies, rows):
+    """Of so many, or so long ones, that all at once would not do."""
+    taken = []
+
+    def announced():
+        for turn in itertools.count():
+            taken.append(turn)
+            assert turn < 1000, "taken without end"
+            yield from [(turn % 19, turn % 19 + 1)] * 3
+
+    with rows.ahead(announced(), 1) as read:
+        for turn in range(50):
+            for _ in range(3):
+                assert len(taken) <= turn + 6
+                read(turn % 19, turn % 19 + 1)
+            time.sleep(0.001)
+    assert len(taken) > 50
+
+
+@pytest.mark.parametrize("at", [0, 1, 5])
+def test_what_is_wrong_with_ranges_is_an_error_of_their_consumer(copies, rows, at):
+    def announced():
+        yield from RANGES[:at]
+        raise KeyError("no more")
+
+    def consume() -> None:
+        with rows.ahead(announced(), 7) as read:
+            for begin, end in RANGES:
+                read(begin, end)
+
+    with pytest.raises(KeyError, match="no more"):
+        consume()
+
+
+def test_rows_that_no_buffer_holds_are_an_assertion(copies, rows):
+    with rows.ahead(RANGES, 6) as read, pytest.raises(AssertionError, match=r"rows \(0, 7\) are more than 6"):
+        read(*RANGES[0])
 
 
 def test_elsewhere_rows_are_read_when_they_are_asked_for(rows):
@@ -109,7 +149,7 @@ def test_elsewhere_rows_are_read_when_they_are_asked_for(rows):
         raise AssertionError("nobody needs the order")
         yield
 
-    with rows.ahead(announced()) as read:
+    with rows.ahead(announced(), 7) as read:
         assert read == rows.read
         assert not workers()
 
@@ -129,7 +169,7 @@ def test_only_rows_of_the_host_are_read_ahead_of_a_gpu(rows):
 
 def test_no_row_and_no_range_are_nothing(copies, tmp_path):
     np.save(tmp_path / "empty.npy", np.zeros((0, D), np.float32))
-    with FeatureRows.of("test", tmp_path / "empty.npy").ahead([]):
+    with FeatureRows.of("test", tmp_path / "empty.npy").ahead([], 0):
         assert not workers()
 
 
@@ -137,7 +177,7 @@ def test_memory_that_is_still_in_use_is_not_written_to(copies, rows):
     """The place on the GPU was something else's, of which the current stream has work to do."""
     done = []
     copies.stream.put(lambda: done.append(True))
-    with rows.ahead(RANGES) as read:
+    with rows.ahead(RANGES, 7) as read:
         reader = read.__self__
         wait_until(lambda: reader.sent)
         assert not done
@@ -175,7 +215,7 @@ def test_what_is_wrong_is_an_error_where_it_is_asked_for(copies, rows, values, a
     want = [message(rows.on_host().read, *range) for range in RANGES]
     first = next(i for i, text in enumerate(want) if text)
     assert first <= at
-    with rows.ahead(RANGES) as read:
+    with rows.ahead(RANGES, 7) as read:
         found = [message(read, *range) for range in RANGES[: first + 1]]
     assert found == want[: first + 1]
 
@@ -183,7 +223,7 @@ def test_what_is_wrong_is_an_error_where_it_is_asked_for(copies, rows, values, a
 @pytest.mark.parametrize("taken", range(len(RANGES) + 1))
 @pytest.mark.parametrize("delay", [0, 0.005])
 def test_who_stops_early_leaves_nothing_behind(copies, rows, taken, delay):
-    with pytest.raises(KeyboardInterrupt), rows.ahead(RANGES) as read:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), rows.ahead(RANGES, 7) as read:  # noqa: PT012
         for begin, end in RANGES[:taken]:
             read(begin, end)
             time.sleep(delay)
@@ -192,9 +232,9 @@ def test_who_stops_early_leaves_nothing_behind(copies, rows, taken, delay):
 
 
 def test_other_rows_than_were_announced_are_an_assertion(copies, rows):
-    with rows.ahead(RANGES) as read, pytest.raises(AssertionError, match=r"rows \(0, 7\) were announced, \(7, 14\)"):
+    with rows.ahead(RANGES, 7) as read, pytest.raises(AssertionError, match=r"rows \(0, 7\) were announced, \(7, 14\)"):
         read(*RANGES[1])
-    with rows.ahead(RANGES[:1]) as read, pytest.raises(AssertionError, match="more rows are asked for"):  # noqa: PT012
+    with rows.ahead(RANGES[:1], 7) as read, pytest.raises(AssertionError, match="more rows are asked for"):  # noqa: PT012
         read(*RANGES[0])
         read(*RANGES[0])
 
@@ -210,14 +250,14 @@ def test_ctrl_c_is_heard_while_rows_are_waited_for():
         threading.Timer(0.05, press).start()
         assert may_go_on.wait(10)
 
-    reader = ReadAhead(load, [(0, 3)], D, LateCopies()(torch.device("cuda")))
+    reader = ReadAhead(load, [(0, 3)], 3, D, LateCopies()(torch.device("cuda")))
     with pytest.raises(KeyboardInterrupt), closing(reader):
         reader.read(0, 3)
 
 
 def test_the_next_rows_arrive_and_those_after_them_are_read_while_some_are_in_use():
     loaded, kind = [], LateCopies(early=True, current_early=True)
-    reader = ReadAhead(lambda begin, end, out: loaded.append(begin), [(i, i + 1) for i in range(9)], D, kind(None))
+    reader = ReadAhead(lambda begin, end, out: loaded.append(begin), [(i, i + 1) for i in range(9)], 1, D, kind(None))
     with closing(reader):
         wait_until(lambda: len(loaded) == 2)
         for i in range(7):
@@ -251,7 +291,18 @@ def test_blocks_that_are_copied_ahead_have_the_bits_of_the_whole(
     encoding = blockwise.k_reciprocal_encoding(features, lists.idx, k1_half, ring)
     assert_same_bits(encoding, ops.k_reciprocal_encoding(sorted_gallery, want[0], k1_half))
     if block_rows == 17:
-        assert len(seen) < len(ring.blocks(ring.own)) ** 2 / 2, "blocks are read in vain"
+        assert len(seen) < len(ring.blocks(ring.own)) ** 2 / 4, "blocks are read in vain"
+
+
+def test_own_blocks_of_the_encoding_meet_once(copies, sorted_gallery, monkeypatch):
+    """For the products of either side with the other, where all have members in all."""
+    shuffled = sorted_gallery[torch.from_numpy(np.random.default_rng(0).permutation(len(sorted_gallery)))]
+    idx = ops.knn_graph(shuffled, 12)[0]
+    ring = blockwise.Ring.join(len(shuffled), 50, torch.device("cpu"), None)
+    blocks, seen = len(ring.blocks(ring.own)), reads(monkeypatch)
+    encoding = blockwise.k_reciprocal_encoding(FeatureRows.of("test", shuffled), idx, 6, ring)
+    assert_same_bits(encoding, ops.k_reciprocal_encoding(shuffled, idx, 6))
+    assert len(seen) == blocks * (blocks + 1) / 2
 
 
 def test_an_op_that_is_interrupted_ends_the_thread(copies, sorted_gallery):
@@ -274,7 +325,7 @@ def ranks():
     forked.close()
 
 
-@pytest.mark.parametrize("cuts", [(0, 420), (0, 150, 420), (0, 0, 77, 420), (0, 105, 210, 315, 420)])
+@pytest.mark.parametrize("cuts", [(0, 420), (0, 150, 420), (0, 129, 420), (0, 0, 77, 420), (0, 105, 210, 315, 420)])
 @pytest.mark.parametrize("block_rows", [64, 1000])
 @pytest.mark.parametrize("early", [0, 1])
 def test_blocks_that_ranks_send_have_them_too(ranks, tmp_path, cuts, block_rows, early):

@@ -67,7 +67,7 @@ using Search = std::tuple<Tensor, Tensor, Tensor>(const Tensor&, int64_t, int64_
 using Encode = Csr(const Tensor&, const Tensor&, int64_t);
 using Sets = std::tuple<Tensor, Tensor>;  // row_ptr, col_idx
 using FindSets = Sets(const Tensor&, int64_t, int64_t, int64_t);
-using Multiply = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+using Multiply = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, bool);
 using Weigh = Csr(const Tensor&, const Tensor&, const Tensor&);
 using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&,
                    int64_t);
@@ -97,7 +97,7 @@ extern "C" {  // names that callgrind is given
 
 [[gnu::noinline]] void measured_sampled_dots(Multiply* multiply, const Tensor& features, const Sets& sets,
                                              Tensor& dots) {
-  dots = multiply(features, features, std::get<0>(sets), std::get<1>(sets));
+  dots = multiply(features, features, std::get<0>(sets), std::get<1>(sets), true);
 }
 
 [[gnu::noinline]] void measured_k_reciprocal_weights(Weigh* weigh, const Sets& sets, const Tensor& dots,

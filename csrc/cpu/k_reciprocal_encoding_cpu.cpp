@@ -263,7 +263,7 @@ std::tuple<Tensor, Tensor> k_reciprocal_sets_cpu(const Tensor& neighbor_idx, int
 }
 
 Tensor sampled_dots_cpu(const Tensor& rows_in, const Tensor& others_in, const Tensor& row_ptr_in,
-                        const Tensor& col_idx_in) {
+                        const Tensor& col_idx_in, bool check) {
   check_sampled_dots_args(rows_in, others_in, row_ptr_in, col_idx_in);
   const Tensor row_tensor = torch::stable::contiguous(rows_in), other_tensor = torch::stable::contiguous(others_in);
   const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
@@ -272,8 +272,10 @@ Tensor sampled_dots_cpu(const Tensor& rows_in, const Tensor& others_in, const Te
   const int64_t* ptr = row_ptr.const_data_ptr<int64_t>();
   const int32_t* cols = col_idx.const_data_ptr<int32_t>();
   Progress progress("sampled_dots", num_rows);
-  check_finite(progress, "sampled_dots", rows, num_rows, d, "rows");
-  check_finite(progress, "sampled_dots", others, num_others, d, "others");
+  if (check) {
+    check_finite(progress, "sampled_dots", rows, num_rows, d, "rows");
+    check_finite(progress, "sampled_dots", others, num_others, d, "others");
+  }
   check_csr_structure(progress, "sampled_dots", ptr, num_rows, num_others, cols, col_idx.size(0));
   Tensor dots = new_tensor(rows_in, {col_idx.size(0)}, ScalarType::Double);
   double* out = dots.mutable_data_ptr<double>();

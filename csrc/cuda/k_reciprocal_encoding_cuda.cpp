@@ -165,15 +165,17 @@ std::tuple<Tensor, Tensor> k_reciprocal_sets_cuda(const Tensor& neighbor_idx_in,
 }
 
 Tensor sampled_dots_cuda(const Tensor& rows_in, const Tensor& others_in, const Tensor& row_ptr_in,
-                         const Tensor& col_idx_in) {
+                         const Tensor& col_idx_in, bool check) {
   const char* op = "sampled_dots";
   check_sampled_dots_args(rows_in, others_in, row_ptr_in, col_idx_in);
   const CurrentDevice device(rows_in);
   const Tensor rows = as_dense(rows_in), others = as_dense(others_in);
   const Tensor row_ptr = as_dense(row_ptr_in), col_idx = as_dense(col_idx_in);
   Progress progress(op, rows.size(0));
-  check_finite_on_device(op, rows, device.stream(), "rows");
-  check_finite_on_device(op, others, device.stream(), "others");
+  if (check) {
+    check_finite_on_device(op, rows, device.stream(), "rows");
+    check_finite_on_device(op, others, device.stream(), "others");
+  }
   check_csr_structure_on_device(op, row_ptr, others.size(0), col_idx, device.stream());
   Tensor dots = new_tensor(rows, {0}, ScalarType::Double);
   if (rows.size(0) > 0) dots = dots_of(progress, op, rows, others, row_ptr, col_idx, device.stream());

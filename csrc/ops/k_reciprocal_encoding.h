@@ -16,10 +16,11 @@
 // begin, end    0 <= begin <= end <= N: the rows wanted. Only theirs are checked to be distinct.
 // row_ptr       int64 [end - begin + 1]; col_idx int32 [nnz]: the expanded k-reciprocal sets, ascending.
 //
-// sampled_dots(rows, others, row_ptr, col_idx) -> dots
+// sampled_dots(rows, others, row_ptr, col_idx, check_finite) -> dots
 //
 // rows          float32 [n, d], finite.   others  float32 [m, d], finite.
 // row_ptr       int64 [n + 1]; col_idx int32 [nnz] in [0, m), ascending in a row: which products are wanted.
+// check_finite  false where rows and others are known to be finite: nothing is raised then, and dots may not be.
 // dots          float64 [nnz]: rows[i] . others[j] in the order of canonical/dot.h for each j stored in row i.
 //
 // k_reciprocal_weights(row_ptr, col_idx, dots) -> Csr (row_ptr, col_idx, values)

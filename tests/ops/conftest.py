@@ -80,7 +80,7 @@ EMULATED_WORK = {
         lambda features, idx, *_: math.prod(np.shape(idx)) * sum(np.shape(features)[1:], idx.shape[1]),
     ),
     "k_reciprocal_sets": (4e6, lambda idx, *_: math.prod(np.shape(idx)) * idx.shape[1]),
-    "sampled_dots": (4e6, lambda rows, others, row_ptr, col_idx: len(col_idx) * (16 + np.shape(rows)[1])),
+    "sampled_dots": (4e6, lambda rows, others, row_ptr, col_idx, **_: len(col_idx) * (16 + np.shape(rows)[1])),
     "k_reciprocal_weights": (1e5, lambda row_ptr, col_idx, *_, **__: len(col_idx)),
     "invariant_expansion": (4e5, lambda encoding, idx, k2, *_, **__: encoding.nnz * k2),
     "jaccard_distance": (1e6, lambda encoding, *_, **__: encoding.nnz**2 / max(1, encoding.num_rows)),

@@ -500,6 +500,11 @@ def test_pieces_refuse_what_is_not_finite(backend, value):
     for name, rows, others in (("rows", wrong, FEATURES), ("others", FEATURES, wrong)):
         run = lambda: backend.sampled_dots(rows, others, *PATTERN)  # noqa: B023, E731
         assert_refused(run, "sampled_dots", name, "finite", str(value), "row 17")
+        unchecked = backend.sampled_dots(rows, others, *PATTERN, check_finite=False).numpy()
+        row, col = np.repeat(np.arange(32), np.diff(PATTERN[0])), PATTERN[1]
+        met = (row if name == "rows" else col) == 17
+        assert np.isfinite(unchecked).tolist() == (~met).tolist()
+        assert_same_bits(unchecked[~met], DOTS[~met])
     at = PATTERN[0][17]
     run = lambda: backend.k_reciprocal_weights(*PATTERN, edited(DOTS, [at, at + 9], value))  # noqa: E731
     assert_refused(run, "k_reciprocal_weights", "dots", "finite", str(value), "row 17")
@@ -553,7 +558,11 @@ def test_opcheck_of_the_pieces(backend):
     features, lists, dots, row_ptr, col_idx = map(backend.put, (FEATURES, LISTS, DOTS, *PATTERN))
     for args in ((lists, 4, 0, 32), (lists, 4, 5, 5), (lists[:, :5], 2, 3, 9)):
         torch.library.opcheck(torch.ops.dmic.k_reciprocal_sets, args)
-    for args in ((features, features, row_ptr, col_idx), (features[:0], features, row_ptr[:1], col_idx[:0])):
+    for args in (
+        (features, features, row_ptr, col_idx),
+        (features, features, row_ptr, col_idx, False),
+        (features[:0], features, row_ptr[:1], col_idx[:0]),
+    ):
         torch.library.opcheck(torch.ops.dmic.sampled_dots, args)
     for args in ((row_ptr, col_idx, dots), (row_ptr[:1], col_idx[:0], dots[:0])):
         torch.library.opcheck(torch.ops.dmic.k_reciprocal_weights, args)
