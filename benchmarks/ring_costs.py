@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dmic import directions
-from dmic.block_memory import Lengths, Search, block_memory, choose_block_rows
+from dmic.block_memory import Lengths, Search, block_memory, choose_block_rows, joined_rows
 from dmic.blockwise import Ring, Rows
 
 from . import costs
@@ -65,6 +65,17 @@ def between(ring: Ring, rows: Rows, block: Rows) -> tuple[float, float]:
     return len(rows) * len(block), len(rows) + len(ring.blocks(rows)) * len(block)
 
 
+def joined_inside(ring: Ring, rows: Rows) -> tuple[float, float]:
+    """Pairs of the join among the rows of a rank, and rows of what is joined: a block, and all before it with it."""
+    blocks = ring.of_partners().blocks(rows)
+    return len(rows) ** 2 / 2, len(rows) + sum(block.end - rows.begin for block in blocks[1:])
+
+
+def joined_between(rows: Rows, block: Rows) -> tuple[float, float]:
+    """The same of some rows with a block."""
+    return len(rows) * len(block), len(rows) + len(block)
+
+
 def work(case: Case, rank: int) -> dict[str, Work]:
     """Of a rank in every stage."""
     ring = case.ring(rank)
@@ -74,14 +85,19 @@ def work(case: Case, rank: int) -> dict[str, Work]:
         between(ring, turn.met_by, block) for turn in ring.half_turns() for block in ring.blocks(turn.received)
     ]
     pairs, met = map(sum, zip(*compared, strict=True))
-    multiplied = sum(
-        between(ring, own, block)[1] for other in range(ring.size) for block in ring.blocks(ring.owned_by(other))
-    )
+    joined = [joined_inside(ring, own)]
+    joined += [
+        joined_between(turn.met_by, block)
+        for turn in ring.half_turns()
+        for block in ring.of_partners().blocks(turn.received)
+    ]
+    others = [block for turn in ring.full_turns() for block in ring.blocks(turn.received)]
+    multiplied = inside(ring, own)[1] + sum(between(ring, own, block)[1] for block in others)
     return {
         "knn_graph": Work(pairs, met, len(own), 0),
         "k_reciprocal_encoding": Work(0, multiplied, len(own), 0),
         "invariant_expansion": Work(0, 0, len(own), n),
-        "jaccard_distance": Work(pairs, met, len(own), 0),
+        "jaccard_distance": Work(*map(sum, zip(*joined, strict=True)), len(own), 0),
         "dbscan": Work(0, 0, len(own), n),
     }
 
@@ -243,7 +259,10 @@ def gpu_rates(case: Case) -> Rates:
     means = {"k1": case.k1, "k2": case.k2, "encoding_length": case.encoding_length}
     means |= {"expanded_length": case.expanded_length, "num_pairs": case.num_pairs}
     size = costs.Size(LARGE, case.dim, **means)
-    of_blocks = costs.Size(2 * min(case.block_rows, max(case.rows())), case.dim, **means)
+    of_blocks, of_partners = (
+        costs.Size(2 * min(rows, max(case.rows())), case.dim, **means)
+        for rows in (case.block_rows, joined_rows(case.block_rows, case.ranks))
+    )
     memory_rate = costs.EXPECTED["memory"]
 
     def seconds(op: str, at: costs.Size, names: tuple[str, ...]) -> float:
@@ -274,7 +293,7 @@ def gpu_rates(case: Case) -> Rates:
         ),
         "invariant_expansion": Cost(row=costs.expected_seconds("invariant_expansion", size) / LARGE),
         "jaccard_distance": Cost(
-            met=rest("jaccard_distance", of_blocks, joined) + 16 * case.expanded_length / memory_rate,
+            met=rest("jaccard_distance", of_partners, joined),
             row=seconds("jaccard_distance", size, joined) + case.num_pairs * 60 / memory_rate,
         ),
         "dbscan": Cost(

@@ -21,7 +21,7 @@ from dmic import blockwise
 from dmic.blockwise import Ring, Rows
 
 from . import traffic
-from .ring_costs import Rates, Work, between, inside
+from .ring_costs import Rates, Work, between, inside, joined_between, joined_inside
 from .traffic import STAGES, Case, Seat, sent_bytes
 
 ENDS = dict(zip(STAGES, (*STAGES[1:], "end"), strict=True))  # what follows a stage
@@ -157,7 +157,7 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
 
     yield Stage("k_reciprocal_encoding")
     stage = "k_reciprocal_encoding"
-    yield busy(stage, 0, sum(between(ring, own, block)[1] for block in ring.blocks(own)), len(own))
+    yield busy(stage, 0, inside(ring, own)[1], len(own))
     for _, received in ring.pass_blocks(list(ring.full_turns()), load(case.dim), (case.dim,)):
         for block, _ in received:
             yield from drain()
@@ -178,11 +178,11 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
             yield busy("invariant_expansion", 0, 0, len(own) / count, n / count)
 
     yield Stage("jaccard_distance")
-    yield busy("jaccard_distance", *inside(ring, own), len(own))
-    rows = 0
+    yield busy("jaccard_distance", *joined_inside(ring, own), len(own))
+    rows, partners = 0, ring.of_partners()
     for turn in ring.half_turns():
-        given, received = ring.blocks(turn.sent), ring.blocks(turn.received)
-        for index in range(ring.rounds(turn)):
+        given, received = partners.blocks(turn.sent), partners.blocks(turn.received)
+        for index in range(partners.rounds(turn)):
             lengths = [len(part[index]) if index < len(part) else 0 for part in (given, received)]
             sizes = [(4 + 8 * case.expanded_length) * length for length in lengths]
             group.exchange(24, turn.to, 24, turn.source)
@@ -190,7 +190,7 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
             rows += 24 + sizes[0]
             yield from drain()
             if index < len(received):
-                yield busy("jaccard_distance", *between(ring, turn.met_by, received[index]))
+                yield busy("jaccard_distance", *joined_between(turn.met_by, received[index]))
     for _ in range(3 if others else 0):
         yield from all_to_all((sent["jaccard_distance"] - rows) / 3 - 8 * others)
 

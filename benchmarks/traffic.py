@@ -89,7 +89,7 @@ def sent_bytes(case: Case, rank: int) -> dict[str, float]:
     for other in set(range(ranks)) - {rank}:
         asked = sum(fetched_rows(case, len(rows)) for rows in ring.blocks(ring.owned_by(other))) * len(ring.own)
         fetches += (8 + 8 * case.encoding_length) * asked
-    rows = sum((4 + 8 * case.expanded_length) * len(turn.sent) + 24 * ring.rounds(turn) for turn in half)
+    rows = sum((4 + 8 * case.expanded_length) * len(turn.sent) + 24 * ring.of_partners().rounds(turn) for turn in half)
     met = sum(len(turn.received) * len(turn.met_by) for turn in half)
     return {
         "knn_graph": features + lists + gathered_bytes(case, rank, 4 * case.k1),

@@ -16,7 +16,8 @@ STABLE_TORCH_LIBRARY(dmic, m) {
       "Tensor? camera_ids=None, Tensor? modality_ids=None, int num_cols=-1) -> (Tensor, Tensor, Tensor)");
   m.def(
       "jaccard_distance(Tensor row_ptr, Tensor col_idx, Tensor values, float max_distance, int max_pairs=-1, "
-      "int split=0, int num_cols=-1) -> (Tensor, Tensor, Tensor)");
+      "Tensor? partner_row_ptr=None, Tensor? partner_col_idx=None, Tensor? partner_values=None, int num_cols=-1) "
+      "-> (Tensor, Tensor, Tensor)");
   m.def(
       "dbscan(Tensor row_ptr, Tensor col_idx, Tensor values, float eps, int min_samples) -> (Tensor, Tensor)");
   m.def("round_features(Tensor features, int exponent) -> (Tensor, Tensor)");

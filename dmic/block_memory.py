@@ -18,6 +18,8 @@ RANK_LIBRARY_BYTES = 30_000_000  # of them and of messages under way in a rank o
 ENTRY_BYTES = 8  # of a stored value of a Csr
 MERGED_ROWS = 1 << 12  # of lists that are merged at a time
 EDGE_BYTES = 12  # of a pair in one direction while pairs are collected
+LAID_OUT_BYTES = 20  # of one where all are laid out: as found, and in order
+SENT_BYTES = 4  # of one in the last message, which the backend may hold on to
 GPU_SCRATCH_BYTES = 300_000_000  # of the blocks of any kernel, at most
 GPU_LIST_ROOM = 256  # of the candidates of a row, at least
 GPU_JOINED_ROWS = 1 << 13  # whose pairs a kernel looks for at a time,
@@ -108,13 +110,15 @@ def block_memory(
     n, own, d, k1, k2 = num_samples, num_own, num_features, search.k1, search.k2
     lengths = lengths or Lengths.assumed(n, search)
     alone, threads = num_ranks == 1, torch.get_num_threads()
-    cut = block, met, fetched, blocks = _Cut.of(n, own, num_ranks, k2, block_rows)
+    cut = _Cut.of(n, own, num_ranks, k2, block_rows)
+    block, met, fetched, blocks = cut.block, cut.met, cut.fetched, cut.blocks
     if on_gpu(device):
         return _gpu_memory(n, own, alone, d, search, cut, lengths)
     lists, found = 4 * k1 * n, 8 * k1 * own
     encoding, expanded, pairs = ENTRY_BYTES * lengths.encoding, ENTRY_BYTES * lengths.expanded, lengths.pairs * own
-    workers = threads * (7_000_000 + 2_000 * d)
-    passing = 2 if alone or (num_ranks == 2 and blocks == 1) else 4  # blocks that meet, and others on their way
+    workers, sent = threads * (7_000_000 + 2_000 * d), 0 if alone else SENT_BYTES
+    # blocks that meet, and others on their way
+    passing = min(2, blocks) if alone else 2 if num_ranks == 2 and blocks == 1 else 4
     stages = {
         "knn_graph": [
             found + (0 if alone else found) + search_memory(n, block, met, d, k1, copies=1 if alone else 2),
@@ -131,8 +135,12 @@ def block_memory(
             lists + encoding * own + expanded * own * (1.5 if blocks > 1 else 1) + 16 * n,
         ],
         "jaccard_distance": [
-            expanded * (own + max(block, (1.5 if alone else 2) * met)) + EDGE_BYTES * pairs + (17 + 12 * threads) * n,
-            expanded * own + 20 * pairs + 60 * lengths.pairs * block,
+            expanded * (own + cut.joined)
+            + EDGE_BYTES * pairs
+            + 8 * lengths.pairs * cut.partners
+            + (20 + 8 * threads) * (own if alone else own + cut.partners)
+            + (17 + 12 * threads) * n,
+            expanded * own + (LAID_OUT_BYTES + sent) * pairs + 60 * lengths.pairs * block,
         ],
         "dbscan": [8 * pairs + 70 * lengths.pairs * block + 48 * n],
     }
@@ -147,10 +155,10 @@ def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut
     Tests measure all but what torch takes only on a GPU, to sort.
     """
     k1, k2 = search.k1, search.k2
-    block, met, fetched, blocks = cut
+    block, met, fetched, blocks = cut.block, cut.met, cut.fetched, cut.blocks
     lists, found = 4 * k1 * n, 8 * k1 * own
     encoding, expanded, pairs = ENTRY_BYTES * lengths.encoding, ENTRY_BYTES * lengths.expanded, lengths.pairs * own
-    chunk = min(GPU_JOINED_ROWS, block)  # scans of its values and of those before, and room for pairs
+    chunk = min(GPU_JOINED_ROWS, own)  # scans of its values and of those before, and room for pairs
     planned = 40 * min(GPU_JOINED_VALUES, lengths.expanded * chunk) + 20 * lengths.pairs * chunk
     joined = EDGE_BYTES * pairs + expanded * own + 20 * n
     ahead = 4 * d * block * (2 if not alone else blocks > 1)  # on their way from the host
@@ -162,7 +170,7 @@ def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut
             0 if alone else 3 * found + _gpu_merge_memory(own, k1) + (12 * d + 8 * k1) * block + ahead,
         ],
         "k_reciprocal_encoding": [
-            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (2 if alone else 4) + ahead,
+            lists + encoding * (1.5 * own + 2.7 * block) + 4 * d * block * (min(2, blocks) if alone else 4) + ahead,
             lists + encoding * 3 * own + 16 * own,
         ],
         "invariant_expansion": [
@@ -176,11 +184,14 @@ def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut
         ],
         "jaccard_distance": [
             joined
-            + expanded * max(block, (1.5 if alone else 2) * met)
+            + expanded * cut.joined
             + planned
-            + 4 * lengths.pairs * block
-            + 40 * met,
-            expanded * own + GPU_LAID_OUT_BYTES * pairs + GPU_SORTED_BYTES * lengths.pairs * block + 24 * own,
+            + 8 * lengths.pairs * cut.partners
+            + 40 * (own if alone else own + cut.partners),
+            expanded * own
+            + (GPU_LAID_OUT_BYTES + (0 if alone else SENT_BYTES)) * pairs
+            + GPU_SORTED_BYTES * lengths.pairs * block
+            + 24 * own,
         ],
         "dbscan": [8 * pairs + 76 * lengths.pairs * block + 50 * n],
     }
@@ -249,18 +260,27 @@ def _gpu_merge_memory(rows: int, k1: int) -> int:
 
 
 def most_pairs(
-    max_memory: int, encoding_bytes: int, num_samples: int, num_own: int, block_rows: int, device: Any = "cpu"
+    max_memory: int,
+    encoding_bytes: int,
+    num_samples: int,
+    num_own: int,
+    num_ranks: int,
+    block_rows: int,
+    device: Any = "cpu",
 ) -> int:
     """How many pairs within eps `max_memory` has room for beside the rows of a rank, each counted once."""
-    share = min(block_rows, num_own) / max(1, num_own)  # of the rows whose pairs are sorted at a time
+    cut = _Cut.of(num_samples, num_own, num_ranks, 1, block_rows)
+    of_own = encoding_bytes / max(1, num_own)
+    share = cut.block / max(1, num_own)  # of the rows whose pairs are sorted at a time
+    sent = 0 if num_ranks == 1 else SENT_BYTES
     if not on_gpu(device):
-        collected = (max_memory - 2 * encoding_bytes) / (EDGE_BYTES + 24)
-        laid_out = (max_memory - encoding_bytes) / (20 + 60 * share)
+        collected = (max_memory - encoding_bytes - of_own * cut.joined) / (EDGE_BYTES + 24)
+        laid_out = (max_memory - encoding_bytes) / (LAID_OUT_BYTES + sent + 60 * share)
         return max(0, int(min(collected, laid_out) / 2))
-    chunk = min(GPU_JOINED_ROWS, block_rows, num_own) / max(1, num_own)
     left = max_memory - GPU_SCRATCH_BYTES - 76 * num_samples - encoding_bytes
-    collected = (left - encoding_bytes * (4 * share + 5 * chunk)) / (EDGE_BYTES + 24 * share)
-    laid_out = left / (GPU_LAID_OUT_BYTES + GPU_SORTED_BYTES * share)
+    scanned = of_own * (cut.joined + 5 * min(GPU_JOINED_ROWS, num_own))
+    collected = (left - scanned) / (EDGE_BYTES + 24 * min(1, 2 * cut.partners / max(1, num_own)))
+    laid_out = left / (GPU_LAID_OUT_BYTES + sent + GPU_SORTED_BYTES * share)
     return max(0, int(min(collected, laid_out) / 2))
 
 
@@ -284,6 +304,8 @@ class _Cut(NamedTuple):
     met: int  # in two blocks that meet
     fetched: float  # that those of a block average over
     blocks: int  # of a rank
+    partners: int  # in a block that is joined with all own rows
+    joined: int  # whose values, as received and in inverted lists, are there at a time
 
     @classmethod
     def of(cls, num_samples: int, num_own: int, num_ranks: int, k2: int, block_rows: int) -> _Cut:
@@ -292,7 +314,16 @@ class _Cut(NamedTuple):
         if num_ranks == 2 and blocks == 1:
             met = 2 * _largest_block(-(-num_own // 2), block_rows)
         fetched = block + (n - block) * (1 - (1 - block / max(1, n)) ** (k2 - 1))
-        return cls(block, met, fetched, blocks)
+        most = joined_rows(block_rows, num_ranks)
+        partners = _largest_block(num_own, most)
+        received = 0 if num_ranks == 1 else _largest_block(-(-num_own // 2) if num_ranks == 2 else num_own, most)
+        return cls(block, met, fetched, blocks, partners, max(partners, 2 * received))
+
+
+def joined_rows(block_rows: int, num_ranks: int) -> int:
+    """The most rows of a block that is joined with all own rows: its inverted lists take what its values do, and so do
+    those values, unless they are own ones."""
+    return block_rows * (3 if num_ranks == 1 else 2)
 
 
 def _largest_block(rows: int, block_rows: int) -> int:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from . import ops, process_group
-from .block_memory import MERGED_ROWS, give_back
+from .block_memory import MERGED_ROWS, give_back, joined_rows
 from .constants import NOISE
 from .csr import Csr
 from .feature_rows import FeatureRows
@@ -98,6 +98,10 @@ class Ring:
         count = -(-len(rows) // self.block_rows)
         cuts = [rows.begin + len(rows) * b // count for b in range(count)] + [rows.end] if count else []
         return [Rows(*cut) for cut in pairwise(cuts)]
+
+    def of_partners(self) -> Ring:
+        """The same ring in the blocks of the join."""
+        return replace(self, block_rows=joined_rows(self.block_rows, self.size))
 
     @property
     def most_blocks(self) -> int:
@@ -515,34 +519,34 @@ def jaccard_distance(
     pairs = len(own) ** 2 // 2 + sum(len(turn.received) * len(turn.met_by) for turn in turns)
     progress = Progress("jaccard_distance", pairs, report)
     edges = _Edges(ring, max_pairs)
+    partners = ring.of_partners()
 
     def load(rows: Rows) -> Csr:
         return _slice(encoding, rows.begin - own.begin, rows.end - own.begin)
 
     def join(x: Rows, y: Rows, of_y: Csr) -> None:
-        both, watch = _concatenate([load(x), of_y]), progress.part(len(x) * len(y))
-        found = ops.jaccard_distance(both, max_distance, split=len(x), max_pairs=edges.room(), progress=watch)
+        """All rows x with a block."""
+        watch = progress.part(len(x) * len(y))
+        found = ops.jaccard_distance(load(x), max_distance, partners=of_y, max_pairs=edges.room(), progress=watch)
         edges.add(_slice(found, 0, len(x)), x.begin, y.begin - len(x))
         edges.add(_slice(found, len(x), len(x) + len(y)), y.begin, x.begin)
 
-    for t, x in enumerate(ring.blocks(own)):
-        watch = progress.part(len(x) ** 2 // 2)
-        found = ops.jaccard_distance(load(x), max_distance, max_pairs=edges.room(), progress=watch)
-        edges.add(found, x.begin, x.begin)
-        for y in ring.blocks(own)[:t]:
-            join(x, y, load(y))
+    for y in partners.blocks(own):
+        watch = progress.part(len(y) ** 2 // 2)
+        found = ops.jaccard_distance(load(y), max_distance, max_pairs=edges.room(), progress=watch)
+        edges.add(found, y.begin, y.begin)
+        if y.begin > own.begin:
+            join(Rows(own.begin, y.begin), y, load(y))
         give_back()
     for turn in turns:
-        sent, received = ring.blocks(turn.sent), ring.blocks(turn.received)
-        for index in range(ring.rounds(turn)):
+        sent, received = partners.blocks(turn.sent), partners.blocks(turn.received)
+        for index in range(partners.rounds(turn)):
             given = load(sent[index]) if index < len(sent) else _slice(encoding, 0, 0)
             parts = [given.row_ptr.diff().int(), given.col_idx, given.values]
             lengths, col_idx, values = ring.swap(parts, turn.to, turn.source)
             if index >= len(received):
                 continue
-            of_y = Csr(_row_ptr(lengths), col_idx, values, n)
-            for x in ring.blocks(turn.met_by):
-                join(x, received[index], of_y)
+            join(turn.met_by, received[index], Csr(_row_ptr(lengths), col_idx, values, n))
             give_back()
     return edges.of_own_rows()
 
@@ -619,10 +623,11 @@ class _Edges:
         parts = []
         for kind, dtype in enumerate((torch.int32, torch.int32, torch.float32)):
             empty = torch.empty(0, dtype=dtype, device=ring.device)
-            sent = [torch.cat([empty, *edges[kind]]) for edges in self.found]
+            counts = [sum(map(len, edges[kind])) for edges in self.found]
+            sent = torch.cat([empty, *(part for edges in self.found for part in edges[kind])])
             for edges in self.found:
                 edges[kind].clear()
-            parts.append(ring.all_to_all(torch.cat(sent), [len(part) for part in sent])[0])
+            parts.append(ring.all_to_all(sent, counts)[0])
             del sent
         row, col, values = parts
         row_ptr = _row_ptr(torch.bincount(row - own.begin, minlength=len(own)))
@@ -668,7 +673,7 @@ def _choose(rows: Csr, idx: torch.Tensor) -> Csr:
 
 
 def _lay_out(parts: list[Csr]) -> Csr:
-    """`_concatenate` that empties the list: columns of the parts are given back before the values are laid out."""
+    """The parts as one, from a list that is emptied: their columns are given back before the values are laid out."""
     if len(parts) == 1:
         return parts.pop()
     lengths, num_cols = torch.cat([part.row_ptr.diff() for part in parts]), parts[0].num_cols
@@ -678,9 +683,3 @@ def _lay_out(parts: list[Csr]) -> Csr:
     columns.clear()
     give_back()
     return Csr(_row_ptr(lengths), col_idx, torch.cat(values), num_cols)
-
-
-def _concatenate(parts: list[Csr]) -> Csr:
-    lengths = torch.cat([part.row_ptr.diff() for part in parts])
-    col_idx, values = torch.cat([part.col_idx for part in parts]), torch.cat([part.values for part in parts])
-    return Csr(_row_ptr(lengths), col_idx, values, parts[0].num_cols)

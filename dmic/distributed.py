@@ -144,7 +144,8 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
                 files.save_csr("invariant_expansion", encoding)
         max_pairs = None
         if max_memory is not None:
-            max_pairs = most_pairs(max_memory, encoding.nbytes, n, num_own, ring.block_rows, features.device)
+            case = n, num_own, ring.size, ring.block_rows
+            max_pairs = most_pairs(max_memory, encoding.nbytes, *case, features.device)
         with stage("jaccard_distance"):
             distance = blockwise.jaccard_distance(encoding, search.eps, ring, max_pairs, progress)
         del encoding

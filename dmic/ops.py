@@ -438,29 +438,30 @@ def jaccard_distance(
     max_distance: float,
     *,
     max_pairs: int | None = None,
-    split: int = 0,
+    partners: Csr | None = None,
     progress: Progress | None = None,
 ) -> Csr:
     """Jaccard distances of all pairs within max_distance: J = 1 - s / (2 - s), s = sum of the smaller weights.
 
     Args:
-        encoding: Csr [N, C] of `invariant_expansion` or `k_reciprocal_encoding`. C is N; or the size of the gallery, of
+        encoding: Csr [n, C] of `invariant_expansion` or `k_reciprocal_encoding`. C is n; or the size of the gallery, of
             whose rows the encoding has some.
         max_distance: in [0, 1]; compared in float32, as ``values <= max_distance`` would be. 1 returns every pair
             that overlaps at all, which can be thousands a row.
         max_pairs: stop with an error as soon as more pairs than this are found (each counted once), or None. What is
             returned takes 16 bytes a pair and its making 8 more; a gallery with hubs can have far more than N of them.
-        split: 0 for all pairs. Otherwise only pairs of a row before `split` and a row from `split` on, which joins two
-            parts of a gallery; at most N.
+        partners: Csr [m, C], other rows of the same gallery. Then only pairs of a row of `encoding` and one of these
+            are looked for, which are numbered from n on: so two parts of a gallery are joined. None: all pairs.
         progress: see the module.
 
     Returns:
-        Csr [N, N] with float32 values: pairs with s > 0 and J <= max_distance, in both directions, with the diagonal
-        (of non-empty rows) unless there is a split. Pairs that are not stored are farther; without overlap J is 1.
+        Csr [N, N] with float32 values, N = n, or n + m with partners: pairs with s > 0 and J <= max_distance, in both
+        directions, and without partners the diagonal (of non-empty rows). Pairs that are not stored are farther;
+        without overlap J is 1.
 
     Raises:
-        ValueError: max_distance or split out of range; rows of the encoding that do not sum to 2**30; more than
-            max_pairs.
+        ValueError: max_distance out of range; rows that do not sum to 2**30; partners with another number of columns;
+            more than max_pairs.
 
     Source: Zhong et al., CVPR 2017, equation 10.
     """
@@ -470,14 +471,30 @@ def jaccard_distance(
     limit = -1 if max_pairs is None else to_integer(max_pairs, f"{op}: max_pairs")
     if max_pairs is not None and limit < 0:
         raise ValueError(f"{op}: max_pairs must not be negative, got {max_pairs}")
-    split = to_integer(split, f"{op}: split")
+    others = (None, None, None)
+    if partners is not None:
+        others = _csr(op, "partners", partners)
+        if partners.num_cols != encoding.num_cols:
+            got = f"{partners.num_cols} and {encoding.num_cols}"
+            raise ValueError(f"{op}: partners must have as many columns as encoding, got {got}")
     native = torch.ops.dmic.jaccard_distance.default
-    return _wrap(call(progress, native, *parts, max_distance, limit, split, num_cols), encoding.values)
+    return _wrap(call(progress, native, *parts, max_distance, limit, *others, num_cols), encoding.values)
 
 
 @torch.library.register_fake("dmic::jaccard_distance")
-def _(row_ptr, col_idx, values, max_distance, max_pairs=-1, split=0, num_cols=-1):
-    return _fake_csr(row_ptr, row_ptr.shape[0] - 1, torch.float32)
+def _(
+    row_ptr,
+    col_idx,
+    values,
+    max_distance,
+    max_pairs=-1,
+    partner_row_ptr=None,
+    partner_col_idx=None,
+    partner_values=None,
+    num_cols=-1,
+):
+    others = 0 if partner_row_ptr is None else partner_row_ptr.shape[0] - 1
+    return _fake_csr(row_ptr, row_ptr.shape[0] - 1 + others, torch.float32)
 
 
 def dbscan(distance: Csr, eps: float, min_samples: int, *, progress: Progress | None = None) -> tuple[Any, Any]:

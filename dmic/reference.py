@@ -192,16 +192,17 @@ def jaccard(overlap: int) -> np.float32:
     return np.float32(float(2 * ONE - 2 * overlap) / float(2 * ONE - overlap))
 
 
-def jaccard_distance(encoding: Csr, max_distance: float, split: int = 0) -> Csr:
-    """J of every pair of rows that overlap and have J <= max_distance (compared in float32); with a split, of those
-    with one row before it and one not."""
+def jaccard_distance(encoding: Csr, max_distance: float, partners: Csr | None = None) -> Csr:
+    """J of every pair of rows that overlap and have J <= max_distance (compared in float32); with partners, numbered
+    behind the rows of the encoding, of those with a row of either."""
     encoded = _rows(encoding)
+    first = 0 if partners is None else len(encoded)
+    encoded += [] if partners is None else _rows(partners)
     n = len(encoded)
     rows: list[dict[int, int | float]] = []
     for i in range(n):
         row: dict[int, int | float] = {}
-        others = range(n) if split == 0 else range(split, n) if i < split else range(split)
-        for j in others:
+        for j in range(first, n) if partners is None or i < first else range(first):
             overlap = sum(min(v, encoded[j][c]) for c, v in encoded[i].items() if c in encoded[j])
             if overlap > 0 and jaccard(overlap) <= np.float32(max_distance):
                 row[j] = float(jaccard(overlap))

@@ -196,8 +196,8 @@ def test_a_gpu_holds_other_things(threads):
 def test_as_many_pairs_as_memory_has_room_for_on_a_gpu_fit(block_rows):
     n, own, lengths = 10**6, 250_000, (60.0, 240.0)
     max_memory, encoding_bytes = 8 * 10**9, int(8 * own * lengths[1])
-    pairs = most_pairs(max_memory, encoding_bytes, n, own, block_rows, "cuda")
+    pairs = most_pairs(max_memory, encoding_bytes, n, own, 4, block_rows, "cuda")
     of_row = 2 * pairs / own
     needed = block_memory(n, own, 4, 256, SEARCH, block_rows, Lengths(*lengths, of_row), "cuda")
     assert max_memory / 2 < max(needed["jaccard_distance"], needed["dbscan"]) <= max_memory
-    assert most_pairs(300_000_000, encoding_bytes, n, own, block_rows, "cuda") == 0
+    assert most_pairs(300_000_000, encoding_bytes, n, own, 4, block_rows, "cuda") == 0

@@ -71,7 +71,8 @@ using Multiply = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tenso
 using Weigh = Csr(const Tensor&, const Tensor&, const Tensor&);
 using Expand = Csr(const Tensor&, const Tensor&, const Tensor&, const Tensor&, int64_t, const Ids&, const Ids&,
                    int64_t);
-using Join = Csr(const Tensor&, const Tensor&, const Tensor&, double, int64_t, int64_t, int64_t);
+using Join = Csr(const Tensor&, const Tensor&, const Tensor&, double, int64_t, const std::optional<Tensor>&,
+                 const std::optional<Tensor>&, const std::optional<Tensor>&, int64_t);
 using Cluster = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, double, int64_t);
 using Round = std::tuple<Tensor, Tensor>(const Tensor&, int64_t);
 
@@ -111,7 +112,7 @@ extern "C" {  // names that callgrind is given
 }
 
 [[gnu::noinline]] void measured_jaccard_distance(Join* join, const Csr& in, Csr& distance) {
-  distance = join(std::get<0>(in), std::get<1>(in), std::get<2>(in), kEps, -1, 0, -1);
+  distance = join(std::get<0>(in), std::get<1>(in), std::get<2>(in), kEps, -1, std::nullopt, std::nullopt, std::nullopt, -1);
 }
 
 [[gnu::noinline]] void measured_dbscan(Cluster* cluster, const Csr& in, std::tuple<Tensor, Tensor>& found) {

@@ -7,7 +7,7 @@
 // whole rows is cheaper than scanning on, that is done. All integers: bounds need no slack.
 // Operations: list entries scanned (a tenth to all of sum over columns of list length^2 / 2) plus survivors x row length.
 // Scratch: 8 bytes per stored value (the inverted lists), 8 N + 12 num_cols bytes per thread, 12 N + 16 num_cols, 8 bytes
-// per emitted pair. With a split the lists hold the rows behind it alone, and one entry more each.
+// per emitted pair. With partners the lists hold those alone, and one entry more each.
 #include "../ops/jaccard_distance.h"
 
 #include <algorithm>
@@ -34,29 +34,52 @@ struct Entry {  // of an inverted list
   int32_t turn, value;
 };
 
-struct Encoding {
+struct Row {
+  const int32_t *col_idx, *values;
+  int64_t length;
+};
+
+struct Rows {
   const int64_t* row_ptr;
   const int32_t* col_idx;
   const int32_t* values;
-  int64_t rows, num_cols, nnz;
-  int64_t split;  // 0: all pairs
+  int64_t count, nnz;
+
+  Rows(const Tensor& row_ptr, const Tensor& col_idx, const Tensor& values)
+      : row_ptr(row_ptr.const_data_ptr<int64_t>()),
+        col_idx(col_idx.const_data_ptr<int32_t>()),
+        values(values.const_data_ptr<int32_t>()),
+        count(row_ptr.size(0) - 1),
+        nnz(col_idx.size(0)) {}
+
+  Row operator[](int64_t i) const { return {col_idx + row_ptr[i], values + row_ptr[i], row_ptr[i + 1] - row_ptr[i]}; }
+};
+
+struct Encoding {
+  Rows joined;           // the rows that look for partners
+  Rows partners;         // among these: the same rows, or others, which are numbered from joined.count on
+  bool apart;            // whether they are others
+  int64_t num_cols;
   const int32_t* order;  // order[turn] is the row
 
-  int64_t num_joined() const { return split > 0 ? split : rows; }  // the rows that look for partners
+  int64_t first_partner() const { return apart ? joined.count : 0; }
+  int64_t num_rows() const { return first_partner() + partners.count; }
+  Row row(int64_t i) const { return i < joined.count ? joined[i] : partners[i - joined.count]; }
 };
 
 // An order of the rows of either side in which those that scan the same lists follow each other: each row brings along
 // all whose heaviest column it has.
 std::vector<int32_t> order_by_columns(const Encoding& in, Progress& progress) {
-  std::vector<int32_t> order, by_column(in.rows), heaviest(in.rows);
-  order.reserve(in.rows);
-  std::vector<bool> taken(in.rows);
-  for (const auto& [begin, end] : {std::pair(int64_t{0}, in.split), std::pair(in.split, in.rows)}) {
+  std::vector<int32_t> order, by_column(in.num_rows()), heaviest(in.num_rows());
+  order.reserve(in.num_rows());
+  std::vector<bool> taken(in.num_rows());
+  const int64_t split = in.first_partner();
+  for (const auto& [begin, end] : {std::pair(int64_t{0}, split), std::pair(split, in.num_rows())}) {
     std::vector<int64_t> first(in.num_cols + 3);  // rows without a column come last
     for (int64_t i = begin; i < end; ++i) {
-      const int32_t *values = in.values + in.row_ptr[i], *last = in.values + in.row_ptr[i + 1];
-      heaviest[i] = values < last ? in.col_idx[std::max_element(values, last) - in.values]
-                                   : static_cast<int32_t>(in.num_cols);
+      const Row row = in.row(i);
+      heaviest[i] = row.length ? row.col_idx[std::max_element(row.values, row.values + row.length) - row.values]
+                               : static_cast<int32_t>(in.num_cols);
       progress.poll();
       ++first[int64_t{heaviest[i]} + 2];
     }
@@ -71,8 +94,9 @@ std::vector<int32_t> order_by_columns(const Encoding& in, Progress& progress) {
       progress.poll();
       if (taken[i]) continue;
       take(i);
-      for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) {
-        const int32_t column = in.col_idx[t];
+      const Row row = in.row(i);
+      for (int64_t t = 0; t < row.length; ++t) {
+        const int32_t column = row.col_idx[t];
         if (done[column]) continue;
         done[column] = true;
         for (int64_t u = first[column]; u < first[column + 1]; ++u) take(by_column[u]);
@@ -83,27 +107,27 @@ std::vector<int32_t> order_by_columns(const Encoding& in, Progress& progress) {
   return order;
 }
 
-// The columns of the encoding from row `split` on, each a list of the turns of its rows, ascending. A scan starts at the
-// back and ends with its own turn; with a split no list has it, so each begins with an entry of turn -1. Lists lie in
-// the order in which the rows come to need them.
+// The columns of the partners, each a list of the turns of its rows, ascending. A scan starts at the back and ends with
+// its own turn; where partners are other rows no list has it, so each begins with an entry of turn -1. Lists lie in the
+// order in which the rows come to need them.
 class InvertedLists {
  public:
-  InvertedLists(const Encoding& in, Progress& progress) : num_ends_(in.split > 0), lists_(in.num_cols) {
+  InvertedLists(const Encoding& in, Progress& progress) : num_ends_(in.apart), lists_(in.num_cols) {
     // Workers own ranges of rows; offsets by (range, column) make the fill independent of the order of workers.
-    const int64_t rows = in.rows - in.split;
+    const int64_t first = in.first_partner(), rows = in.partners.count;
     const int64_t ranges = std::min<int64_t>(num_workers(rows), 16);
     std::vector<std::vector<int64_t>> next(ranges, std::vector<int64_t>(in.num_cols));
     const auto for_each_stored = [&](const auto& visit) {
       for_each_item(progress, ranges, [] { return NoState{}; }, [&](int64_t range, NoState&) {
-        const int64_t last = in.split + rows * (range + 1) / ranges;
-        for (int64_t turn = in.split + rows * range / ranges; turn < last && !progress.stopped(); ++turn) {
-          const int64_t i = in.order[turn];
-          for (int64_t t = in.row_ptr[i]; t < in.row_ptr[i + 1]; ++t) visit(range, turn, t);
+        const int64_t last = first + rows * (range + 1) / ranges;
+        for (int64_t turn = first + rows * range / ranges; turn < last && !progress.stopped(); ++turn) {
+          const Row row = in.row(in.order[turn]);
+          for (int64_t t = 0; t < row.length; ++t) visit(range, turn, row.col_idx[t], row.values[t]);
           progress.poll();
         }
       });
     };
-    for_each_stored([&](int64_t range, int64_t, int64_t t) { ++next[range][in.col_idx[t]]; });
+    for_each_stored([&](int64_t range, int64_t, int32_t column, int32_t) { ++next[range][column]; });
     int64_t total = 0;
     std::vector<bool> placed(in.num_cols);
     const auto place = [&](int64_t column) {
@@ -118,16 +142,17 @@ class InvertedLists {
       }
       lists_[column].end = total;
     };
-    for (int64_t turn = 0; turn < in.rows; ++turn) {
-      for (int64_t t = in.row_ptr[in.order[turn]]; t < in.row_ptr[in.order[turn] + 1]; ++t) place(in.col_idx[t]);
+    for (int64_t turn = 0; turn < in.num_rows(); ++turn) {
+      const Row row = in.row(in.order[turn]);
+      for (int64_t t = 0; t < row.length; ++t) place(row.col_idx[t]);
       progress.poll();
     }
     progress.check();
     entries_.reset(new Entry[total]);
     for (int64_t column = 0; num_ends_ > 0 && column < in.num_cols; ++column)
       if (placed[column]) entries_[lists_[column].begin] = {-1, 0};
-    for_each_stored([&](int64_t range, int64_t turn, int64_t t) {
-      entries_[next[range][in.col_idx[t]]++] = {static_cast<int32_t>(turn), in.values[t]};
+    for_each_stored([&](int64_t range, int64_t turn, int32_t column, int32_t value) {
+      entries_[next[range][column]++] = {static_cast<int32_t>(turn), value};
     });
   }
 
@@ -155,7 +180,7 @@ struct Pairs {  // of a chunk of turns: partners, which have their turns later, 
 };
 
 struct Worker {
-  explicit Worker(const Encoding& in) : overlap(in.rows), dense(in.num_cols), candidates(in.rows + 1) {}
+  explicit Worker(const Encoding& in) : overlap(in.num_rows()), dense(in.num_cols), candidates(in.num_rows() + 1) {}
   std::vector<int32_t> overlap;     // [turns] of the candidates, zero between rows
   std::vector<int32_t> dense;       // [num_cols] the row spread out, zero between rows
   std::vector<int32_t> candidates;  // the first num_candidates; one more is room for a branch-free append
@@ -199,32 +224,36 @@ void drop_candidates_below(int32_t overlap, Worker& worker) {
   worker.num_candidates = kept;
 }
 
-// The overlap of row j with the row spread out in `dense`, or less than the threshold if it is below: the rest of row j
-// cannot add more than its mass.
-int32_t whole_overlap(const Encoding& in, int64_t j, int32_t threshold, const SimdKernels& kernels, const int32_t* dense) {
+// The overlap of a row with the one spread out in `dense`, or less than the threshold if it is below: the rest of the
+// row cannot add more than its mass.
+int32_t whole_overlap(const Row& row, int32_t threshold, const SimdKernels& kernels, const int32_t* dense) {
   int32_t overlap = 0, left = kOne;
-  for (int64_t t = in.row_ptr[j]; t < in.row_ptr[j + 1] && overlap + left >= threshold; t += kColumnsPerPiece) {
-    const int64_t end = std::min(in.row_ptr[j + 1], t + kColumnsPerPiece);
-    overlap += static_cast<int32_t>(kernels.overlap(dense, in.col_idx + t, in.values + t, end - t));
-    for (int64_t u = t; u < end; ++u) left -= in.values[u];
+  for (int64_t t = 0; t < row.length && overlap + left >= threshold; t += kColumnsPerPiece) {
+    const int64_t end = std::min(row.length, t + kColumnsPerPiece);
+    overlap += static_cast<int32_t>(kernels.overlap(dense, row.col_idx + t, row.values + t, end - t));
+    for (int64_t u = t; u < end; ++u) left -= row.values[u];
   }
   return overlap;
 }
 
 void join_row(const Encoding& in, const InvertedLists& lists, int64_t turn, int32_t threshold, const SimdKernels& kernels,
               Worker& worker, Pairs& out) {
-  const int64_t i = in.order[turn];
-  const int64_t first = in.row_ptr[i], last = in.row_ptr[i + 1];
+  const Row row = in.joined[in.order[turn]];
   auto& columns = worker.columns;
   columns.clear();
   int64_t unscanned = 0;  // list entries of the columns that are not yet scanned
-  for (int64_t t = first; t < last; ++t) {
-    columns.push_back(static_cast<uint64_t>(kOne - in.values[t]) << 32 | in.col_idx[t]);
-    unscanned += lists.length(in.col_idx[t]);
+  for (int64_t t = 0; t < row.length; ++t) {
+    columns.push_back(static_cast<uint64_t>(kOne - row.values[t]) << 32 | row.col_idx[t]);
+    unscanned += lists.length(row.col_idx[t]);
   }
-  const double later = in.split > 0 ? 1 : static_cast<double>(in.rows - turn) / static_cast<double>(in.rows);
-  const double row_length = static_cast<double>(in.nnz) / static_cast<double>(in.rows);
-  int32_t left = last > first ? kOne : 0;  // mass of row i that is not yet scanned
+  if (unscanned == 0) {
+    out.lengths.push_back(0);
+    return;
+  }
+  const double num_partners = static_cast<double>(in.partners.count);
+  const double later = in.apart ? 1 : (num_partners - static_cast<double>(turn)) / num_partners;
+  const double row_length = static_cast<double>(in.partners.nnz) / num_partners;
+  int32_t left = row.length ? kOne : 0;  // mass of row i that is not yet scanned
   worker.num_candidates = 0;
   const auto column_at = [&](size_t c) { return static_cast<int64_t>(columns[c] & 0xffffffff); };
   size_t sorted = 0;  // columns that are not lighter than any behind them
@@ -250,27 +279,28 @@ void join_row(const Encoding& in, const InvertedLists& lists, int64_t turn, int3
   std::sort(worker.candidates.begin(), worker.candidates.begin() + worker.num_candidates);
   const bool partial = left > 0 && worker.num_candidates > 0;
   if (partial)
-    for (int64_t t = first; t < last; ++t) worker.dense[in.col_idx[t]] = in.values[t];
+    for (int64_t t = 0; t < row.length; ++t) worker.dense[row.col_idx[t]] = row.values[t];
   const size_t before = out.partners.size();
   for (int64_t t = 0; t < worker.num_candidates; ++t) {
     const int32_t j = in.order[worker.candidates[t]];
     int32_t overlap = std::exchange(worker.overlap[worker.candidates[t]], 0);
-    if (partial) overlap = whole_overlap(in, j, threshold, kernels, worker.dense.data());
+    if (partial) overlap = whole_overlap(in.row(j), threshold, kernels, worker.dense.data());
     if (overlap < threshold) continue;
     out.partners.push_back(j);
     out.overlaps.push_back(overlap);
   }
   if (partial)
-    for (int64_t t = first; t < last; ++t) worker.dense[in.col_idx[t]] = 0;
+    for (int64_t t = 0; t < row.length; ++t) worker.dense[row.col_idx[t]] = 0;
   out.lengths.push_back(static_cast<int32_t>(out.partners.size() - before));
 }
 
-// Rows in full: the pairs of both directions and (unless there is a split) the diagonal, in ascending columns.
+// Rows in full: the pairs of both directions and (unless partners are apart) the diagonal, in ascending columns.
 CsrTensors mirror(Progress& progress, const Tensor& like, const Encoding& in, std::vector<Pairs>& chunks) {
-  Tensor row_ptr = new_tensor(like, {in.rows + 1}, ScalarType::Long);
+  const int64_t rows = in.num_rows();
+  Tensor row_ptr = new_tensor(like, {rows + 1}, ScalarType::Long);
   int64_t* ptr = row_ptr.mutable_data_ptr<int64_t>();
-  std::vector<int64_t> next(in.rows);  // first the lengths, then where each row continues
-  const auto has_diagonal = [&](int64_t i) { return in.split == 0 && in.row_ptr[i] < in.row_ptr[i + 1]; };
+  std::vector<int64_t> next(rows);  // first the lengths, then where each row continues
+  const auto has_diagonal = [&](int64_t i) { return !in.apart && in.joined[i].length > 0; };
   const int32_t* row = in.order;
   for (const Pairs& chunk : chunks) {
     for (const int32_t length : chunk.lengths) next[*row++] += length;
@@ -278,12 +308,12 @@ CsrTensors mirror(Progress& progress, const Tensor& like, const Encoding& in, st
     progress.poll();
   }
   ptr[0] = 0;
-  for (int64_t i = 0; i < in.rows; ++i) {
+  for (int64_t i = 0; i < rows; ++i) {
     ptr[i + 1] = ptr[i] + next[i] + has_diagonal(i);
     next[i] = ptr[i];
   }
-  Tensor col_idx = new_tensor(like, {ptr[in.rows]}, ScalarType::Int);
-  Tensor values = new_tensor(like, {ptr[in.rows]}, ScalarType::Float);
+  Tensor col_idx = new_tensor(like, {ptr[rows]}, ScalarType::Int);
+  Tensor values = new_tensor(like, {ptr[rows]}, ScalarType::Float);
   int32_t* cols_out = col_idx.mutable_data_ptr<int32_t>();
   float* values_out = values.mutable_data_ptr<float>();
   const auto put = [&](int64_t i, int64_t j, float value) {
@@ -306,7 +336,7 @@ CsrTensors mirror(Progress& progress, const Tensor& like, const Encoding& in, st
     progress.poll();
   }
   for_each_chunk(
-      progress, in.rows, kRowsPerChunk, [] { return std::vector<std::pair<int32_t, float>>(); },
+      progress, rows, kRowsPerChunk, [] { return std::vector<std::pair<int32_t, float>>(); },
       [&](int64_t begin, int64_t end, std::vector<std::pair<int32_t, float>>& sorted) {
         for (int64_t i = begin; i < end; ++i) {
           sorted.clear();
@@ -319,31 +349,35 @@ CsrTensors mirror(Progress& progress, const Tensor& like, const Encoding& in, st
 }
 
 CsrTensors jaccard_distance_cpu(const Tensor& row_ptr_in, const Tensor& col_idx_in, const Tensor& values_in,
-                                double max_distance, int64_t max_pairs, int64_t split, int64_t num_cols) {
-  check_jaccard_distance_args(row_ptr_in, col_idx_in, values_in, max_distance, split, num_cols);
-  const Tensor row_ptr = torch::stable::contiguous(row_ptr_in), col_idx = torch::stable::contiguous(col_idx_in);
-  const Tensor values = torch::stable::contiguous(values_in);
-  const int64_t rows = row_ptr.size(0) - 1;
-  Encoding in{row_ptr.const_data_ptr<int64_t>(),
-                    col_idx.const_data_ptr<int32_t>(),
-                    values.const_data_ptr<int32_t>(),
-                    rows,
-                    num_cols < 0 ? rows : num_cols,
-                    col_idx.size(0),
-                    split,
-                    nullptr};
-  Progress progress("jaccard_distance", in.num_joined());
-  check_encoding(progress, "jaccard_distance", in.row_ptr, in.rows, in.num_cols, in.col_idx, in.values, in.nnz);
+                                double max_distance, int64_t max_pairs, const OptionalTensor& partner_row_ptr_in,
+                                const OptionalTensor& partner_col_idx_in, const OptionalTensor& partner_values_in,
+                                int64_t num_cols) {
+  check_jaccard_distance_args(row_ptr_in, col_idx_in, values_in, max_distance, partner_row_ptr_in, partner_col_idx_in,
+                              partner_values_in, num_cols);
+  using torch::stable::contiguous;
+  const bool apart = partner_row_ptr_in.has_value();
+  const Tensor row_ptr = contiguous(row_ptr_in), col_idx = contiguous(col_idx_in), values = contiguous(values_in);
+  const Tensor partner_row_ptr = apart ? contiguous(*partner_row_ptr_in) : row_ptr;
+  const Tensor partner_col_idx = apart ? contiguous(*partner_col_idx_in) : col_idx;
+  const Tensor partner_values = apart ? contiguous(*partner_values_in) : values;
+  const Rows joined(row_ptr, col_idx, values), partners(partner_row_ptr, partner_col_idx, partner_values);
+  Encoding in{joined, partners, apart, num_cols < 0 ? joined.count : num_cols, nullptr};
+  Progress progress("jaccard_distance", joined.count);
+  const auto check = [&](const char* name, const Rows& rows) {
+    check_encoding(progress, name, rows.row_ptr, rows.count, in.num_cols, rows.col_idx, rows.values, rows.nnz);
+  };
+  check("jaccard_distance", joined);
+  if (apart) check("jaccard_distance: partners", partners);
   const int32_t threshold = smallest_overlap_within(static_cast<float>(max_distance));
   const SimdKernels& kernels = simd();
   const std::vector<int32_t> order = order_by_columns(in, progress);
   in.order = order.data();
-  std::vector<Pairs> chunks((in.num_joined() + kRowsPerChunk - 1) / kRowsPerChunk);
+  std::vector<Pairs> chunks((joined.count + kRowsPerChunk - 1) / kRowsPerChunk);
   {
     const InvertedLists lists(in, progress);
     std::atomic<int64_t> pairs_found{0};
     for_each_chunk(
-        progress, in.num_joined(), kRowsPerChunk, [&] { return Worker(in); },
+        progress, joined.count, kRowsPerChunk, [&] { return Worker(in); },
         [&](int64_t begin, int64_t end, Worker& worker) {
           Pairs pairs;
           for (int64_t turn = begin; turn < end && !progress.stopped(); ++turn) {

@@ -21,6 +21,7 @@ namespace dmic {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
 using CsrTensors = std::tuple<Tensor, Tensor, Tensor>;  // row_ptr, col_idx, values
 
 template <class... Parts>

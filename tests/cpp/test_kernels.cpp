@@ -517,7 +517,7 @@ Csr<float> join_emulated(const Csr<int32_t>& encoding, int32_t threshold, int64_
   std::vector<unsigned long long> cursors(list_ptr.begin(), list_ptr.end());
   std::vector<uint64_t> in_lists(nnz), keys(nnz);
   uint64_t* const lists = behind(entry, in_lists);
-  run(dmic_launch_jaccard_lists(row_ptr, col_idx, values, 0, n, cursors.data(), lists, nullptr));
+  run(dmic_launch_jaccard_lists(row_ptr, col_idx, values, n, 0, cursors.data(), lists, nullptr));
   run(dmic_launch_jaccard_sort(list_ptr.data(), n, in_lists.data(), shared_keys, kThreads, nullptr));
   run(dmic_launch_jaccard_weigh(encoding.col_idx.data(), encoding.values.data(), nnz, keys.data(), nullptr));
   run(dmic_launch_jaccard_sort(row_ptr, n, keys.data(), shared_keys, kThreads, nullptr));
@@ -527,8 +527,8 @@ Csr<float> join_emulated(const Csr<int32_t>& encoding, int32_t threshold, int64_
   std::vector<int32_t> spilled(n), pairs(n * n);
   std::vector<float> distances(n * n / 2);
   unsigned long long counters[kJaccardCounters] = {};
-  const JaccardJoin join{row_ptr, col_idx, values, lists, plan.data(), tiles.data(), 0, n, threshold, 8,
-                         spilled.data(), pairs.data(), distances.data(), n * n / 2, counters};
+  const JaccardJoin join{row_ptr, col_idx, values, row_ptr, col_idx, values, 0, lists, plan.data(), tiles.data(), 0, n,
+                         threshold, 8, spilled.data(), pairs.data(), distances.data(), n * n / 2, counters};
   run(dmic_launch_jaccard_join(&join, capacity, max_probes, kThreads, nullptr));
   num_spilled = static_cast<int64_t>(counters[kJaccardSpilled]);
   if (num_spilled > 0) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -52,6 +53,11 @@ EMULATED_CASES = {  # with rows as long for their number
     (257, 40, 32, 0.7): (90, 40, 32, 0.7),
     (257, 40, 32, 3.0): (80, 40, 32, 3.0),
 }
+
+
+def cut(encoding: Csr, at: int) -> tuple[Csr, Csr]:
+    """Rows before and from there on."""
+    return some_rows(encoding, slice(0, at)), some_rows(encoding, slice(at, encoding.num_rows))
 
 
 def expanded_for(backend, case: tuple) -> Csr:
@@ -196,12 +202,10 @@ def test_parts_joined_with_themselves_and_each_other_are_the_whole(backend, case
         dense[rows, rows] = alone.to_dense(fill_value=9)
         stored += alone.nnz
         for others in parts[:place]:
-            samples = np.r_[rows, others]
-            split = rows.stop - rows.start
-            if split == 0:  # would ask for all pairs of the others
-                continue
-            pairs = backend.jaccard_distance(some_rows(encoding, samples), max_distance, split=split)
-            assert pairs.shape == (len(samples), len(samples))
+            split, size = rows.stop - rows.start, rows.stop - rows.start + others.stop - others.start
+            partners = some_rows(encoding, others)
+            pairs = backend.jaccard_distance(some_rows(encoding, rows), max_distance, partners=partners)
+            assert pairs.shape == (size, size)
             both = pairs.validate().to_dense(fill_value=9)
             assert torch.equal(both, both.T)
             assert (both[:split, :split] == 9).all()
@@ -214,16 +218,19 @@ def test_parts_joined_with_themselves_and_each_other_are_the_whole(backend, case
 
 @pytest.mark.parametrize("max_distance", [0.0, 0.3, 0.6, 1.0])
 @pytest.mark.parametrize("case", CASES)
-def test_a_split_equals_the_reference(backend, case, max_distance):
+def test_partners_equal_the_reference(backend, case, max_distance):
     encoding = expanded_for(backend, case)
     n = encoding.num_rows
-    for split in sorted({1, n // 3 + 1, max(1, n - 1), n}):
-        got = backend.jaccard_distance(encoding, max_distance, split=split)
-        assert_same_bits(got, reference.jaccard_distance(encoding, max_distance, split).to("cpu"), f"split={split}")
-    assert got.nnz == 0, "nothing is behind the last row"
+    for split in sorted({0, 1, n // 3 + 1, max(1, n - 1), n}):
+        rows, partners = cut(encoding, split)
+        got = backend.jaccard_distance(rows, max_distance, partners=partners)
+        want = reference.jaccard_distance(rows, max_distance, partners)
+        assert_same_bits(got, want.to("cpu"), f"the first {split} rows and the others")
+        if split in (0, n):
+            assert (got.shape, got.nnz) == ((n, n), 0), "one side has no rows"
 
 
-@pytest.mark.parametrize("split", [0, 3, 8])
+@pytest.mark.parametrize("split", [None, 3, 8])
 @pytest.mark.parametrize("num_cols", [5, 70_001])
 def test_fewer_and_more_columns_than_rows(backend, num_cols, split):
     dense = random_encoding_rows(8, num_cols, 4, seed=8)
@@ -231,12 +238,13 @@ def test_fewer_and_more_columns_than_rows(backend, num_cols, split):
     dense[2] = dense[5] = ONE * (np.arange(num_cols) == num_cols - 1)
     encoding = csr_from_dense(dense)
     for max_distance in (0.0, 0.7, 1.0):
-        got = backend.jaccard_distance(encoding, max_distance, split=split)
-        assert_same_bits(got, reference.jaccard_distance(encoding, max_distance, split).to("cpu"))
-        assert (got.to_dense(fill_value=9)[2, 5] == 0) == (split < 8)
+        rows, partners = (encoding, None) if split is None else cut(encoding, split)
+        got = backend.jaccard_distance(rows, max_distance, partners=partners)
+        assert_same_bits(got, reference.jaccard_distance(rows, max_distance, partners).to("cpu"))
+        assert (got.to_dense(fill_value=9)[2, 5] == 0) == (split != 8)
 
 
-def test_a_split_of_long_rows_and_crowded_columns(backend):
+def test_partners_of_long_rows_and_crowded_columns(backend):
     dense = random_encoding_rows(40, 200, 120, seed=1)
     encoding = csr_from_dense(dense)
     everything = backend.jaccard_distance(encoding, 1.0).to_dense(fill_value=9)
@@ -244,27 +252,40 @@ def test_a_split_of_long_rows_and_crowded_columns(backend):
         want = everything.clone()
         want[:split, :split] = want[split:, split:] = 9
         for radius in (0.3, 0.45, 0.5, 1.0):
-            got = backend.jaccard_distance(encoding, radius, split=split).to_dense(fill_value=9)
+            rows, partners = cut(encoding, split)
+            got = backend.jaccard_distance(rows, radius, partners=partners).to_dense(fill_value=9)
             assert_same_bits(got, torch.where(want <= radius, want, 9.0), f"split={split}, max_distance={radius}")
 
 
 @pytest.mark.parametrize("side", [slice(0, 25), slice(25, 60)])
 def test_a_side_of_empty_rows_has_no_pairs(backend, side):
     dense = edited(expanded(61, 61, 20).to_dense(), side, 0)
-    got = backend.jaccard_distance(csr_from_dense(dense[:60]), 1.0, split=25)
+    rows, partners = cut(csr_from_dense(dense[:60]), 25)
+    got = backend.jaccard_distance(rows, 1.0, partners=partners)
     assert (got.shape, got.nnz) == ((60, 60), 0)
 
 
-def test_a_split_of_no_rows_is_none(backend):
+@pytest.mark.parametrize("alone", [True, False])
+def test_no_rows_have_no_pairs(backend, alone):
     empty = csr_from_dense(np.zeros((0, 9), np.int32))
-    got = backend.jaccard_distance(empty, 1.0, split=0)
+    got = backend.jaccard_distance(empty, 1.0, partners=None if alone else empty)
     assert (got.shape, got.nnz) == ((0, 0), 0)
 
 
+def test_rows_as_their_own_partners_have_every_pair_twice_and_the_diagonal(backend):
+    encoding = expanded(61, 61, 20)
+    n, once = encoding.num_rows, backend.jaccard_distance(encoding, 0.8).to_dense(fill_value=9)
+    both = backend.jaccard_distance(encoding, 0.8, partners=encoding).to_dense(fill_value=9)
+    assert_same_bits(both[:n, n:], once)
+    assert_same_bits(both[n:, :n], once)
+
+
 @pytest.mark.parametrize("max_distance", [0.6, 1.0])
-def test_a_split_is_reproducible(backend, max_distance):
-    encoding = some_rows(expanded(131, 20, 6), slice(20, 120)).to(backend.device)
-    assert_reproducible(lambda: backend.jaccard_distance(encoding, max_distance, split=40), [encoding], backend)
+def test_partners_are_reproducible(backend, max_distance):
+    whole = expanded(131, 20, 6)
+    rows, partners = (some_rows(whole, part).to(backend.device) for part in (slice(20, 60), slice(60, 120)))
+    run = lambda: backend.jaccard_distance(rows, max_distance, partners=partners)  # noqa: E731
+    assert_reproducible(run, [rows, partners], backend)
 
 
 @pytest.mark.parametrize("max_distance", [0.6, 1.0])
@@ -334,13 +355,23 @@ def test_a_radius_that_is_no_number_is_refused(max_distance):
         dmic.jaccard_distance(ENCODING, max_distance)
 
 
-@pytest.mark.parametrize(("split", "text"), [(-1, "-1"), (33, "split=33 with N=32"), (1.5, "1.5"), (None, "None")])
-def test_a_split_out_of_range_is_refused(backend, split, text):
-    run = lambda: backend.jaccard_distance(ENCODING, 0.5, split=split)  # noqa: E731
-    assert_refused(run, "jaccard_distance", "split", text)
-
-
 PART = some_rows(ENCODING, slice(0, 20))
+
+
+def test_partners_with_other_columns_are_refused(backend):
+    run = lambda: backend.jaccard_distance(ENCODING, 0.5, partners=replace(PART, num_cols=33))  # noqa: E731
+    assert_refused(run, "jaccard_distance", "partners must have as many columns as encoding", "33 and 32")
+
+
+def test_partners_that_are_no_csr_are_refused(backend):
+    with pytest.raises(TypeError, match=r"^jaccard_distance: partners must be a dmic\.Csr, got int$"):
+        backend.jaccard_distance(ENCODING, 0.5, partners=3)
+
+
+@pytest.mark.parametrize(("partners", "parts"), damaged_encodings(ENCODING))
+def test_damaged_partners_are_refused(backend, partners, parts):
+    run = lambda: backend.jaccard_distance(ENCODING, 0.5, partners=partners)  # noqa: E731
+    assert_refused(run, "jaccard_distance", "partners", *parts)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +398,9 @@ def test_the_raw_op_checks_its_arguments_too(backend):
     row_ptr, col_idx, values = (backend.put(a) for a in (ENCODING.row_ptr, ENCODING.col_idx, ENCODING.values))
     for args in ((row_ptr.int(), col_idx, values, 0.5), (row_ptr, col_idx, values.float(), 0.5)):
         assert_refused(lambda args=args: backend.raw.jaccard_distance(*args), "jaccard_distance")
-    for args in ((2.0,), (0.5, -1, -1), (0.5, -1, 33), (0.5, -1, 0, -2), (0.5, -1, 0, 2**31)):
+    ints, floats = (row_ptr, col_idx, values), (row_ptr, col_idx, values.float())
+    others = ((*ints, -2), (*ints, 2**31), (row_ptr, None, values), (None, col_idx, None), floats)
+    for args in ((2.0,), *((0.5, -1, *partners) for partners in others)):
         assert_refused(
             lambda args=args: backend.raw.jaccard_distance(row_ptr, col_idx, values, *args), "jaccard_distance"
         )
@@ -378,7 +411,7 @@ def test_opcheck(backend):
     parts = tuple(backend.put(a) for a in (ENCODING.row_ptr, ENCODING.col_idx, ENCODING.values))
     for max_distance in (0.5, 1.0):
         torch.library.opcheck(torch.ops.dmic.jaccard_distance, (*parts, max_distance))
-        torch.library.opcheck(torch.ops.dmic.jaccard_distance, (*parts, max_distance, -1, 9, 40))
+        torch.library.opcheck(torch.ops.dmic.jaccard_distance, (*parts, max_distance, -1, *parts, 40))
 
 
 @pytest.mark.not_emulated("fakes belong to torch.ops.dmic")
@@ -407,12 +440,13 @@ def test_any_small_encoding_equals_the_reference_and_is_symmetric(n, seed, max_d
 
 @settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 90), st.integers(0, 10**6), st.floats(0, 1, width=32), st.data())
-def test_any_split_equals_the_reference(n, num_cols, seed, max_distance, data):
+def test_any_partners_equal_the_reference(n, num_cols, seed, max_distance, data):
     dense = random_encoding_rows(n, num_cols, data.draw(st.integers(1, num_cols)), seed)
     dense[np.random.default_rng(seed).random(n) < data.draw(st.sampled_from([0.0, 0.3]))] = 0
     encoding, split = csr_from_dense(dense), data.draw(st.integers(0, n))
-    got = dmic.jaccard_distance(encoding, max_distance, split=split)
-    assert_same_bits(got, reference.jaccard_distance(encoding, max_distance, split))
+    rows, partners = cut(encoding, split)
+    got = dmic.jaccard_distance(rows, max_distance, partners=partners)
+    assert_same_bits(got, reference.jaccard_distance(rows, max_distance, partners))
 
 
 @settings(max_examples=20)
@@ -432,8 +466,9 @@ def test_max_pairs_stops_at_one_more_and_allows_as_many():
         ValueError, match=r"^jaccard_distance: more than max_pairs=14 pairs are within max_distance=0\.5"
     ):
         dmic.jaccard_distance(encoding, 0.5, max_pairs=14)
-    assert dmic.jaccard_distance(encoding, 0.5, split=2, max_pairs=8).nnz == 16
+    rows, partners = cut(encoding, 2)
+    assert dmic.jaccard_distance(rows, 0.5, partners=partners, max_pairs=8).nnz == 16
     with pytest.raises(ValueError, match=r"^jaccard_distance: more than max_pairs=7 pairs"):
-        dmic.jaccard_distance(encoding, 0.5, split=2, max_pairs=7)
+        dmic.jaccard_distance(rows, 0.5, partners=partners, max_pairs=7)
     with pytest.raises(ValueError, match="max_pairs must not be negative, got -1"):
         dmic.jaccard_distance(encoding, 0.5, max_pairs=-1)

@@ -63,19 +63,20 @@ __global__ void count_kernel(const int32_t* __restrict__ indices, int64_t num_in
   if (t < num_indices) atomicAdd(&counts[indices[t]], 1);
 }
 
-// Transposes rows of the encoding: every stored value goes to the list of its column.
+// Transposes rows: every stored value goes to the list of its column.
 // Mapping:  one warp per row, lanes over its values.
 // Reads:    row_ptr, col_idx and values, once, coalesced.
 // Writes:   cursors by atomicAdd; lists [nnz] uint64, once, scattered.
 // Limits:   1 <= rows < 2^31; the caller checks. Lists come in no order and are sorted next.
 // Cost:     8 bytes read, one atomic and one scattered write of 8 bytes per value; bound by atomics in L2.
 __global__ void lists_kernel(const int64_t* __restrict__ row_ptr, const int32_t* __restrict__ col_idx,
-                             const int32_t* __restrict__ values, int64_t first_row, int64_t rows,
+                             const int32_t* __restrict__ values, int64_t rows, int64_t first_row,
                              unsigned long long* cursors, uint64_t* __restrict__ lists) {
-  const int64_t row = first_row + thread_of_grid() / kWarp;
-  if (row >= first_row + rows) return;
+  const int64_t row = thread_of_grid() / kWarp;
+  if (row >= rows) return;
+  const int32_t number = static_cast<int32_t>(first_row + row);
   for (int64_t t = row_ptr[row] + lane_index(); t < row_ptr[row + 1]; t += kWarp)
-    lists[take(&cursors[col_idx[t]])] = packed(static_cast<int32_t>(row), static_cast<uint32_t>(values[t]));
+    lists[take(&cursors[col_idx[t]])] = packed(number, static_cast<uint32_t>(values[t]));
 }
 
 // Sorts segments of keys.
@@ -306,19 +307,20 @@ __device__ __forceinline__ void sum_whole_rows(const JaccardJoin& join, int64_t 
                                                int32_t num_candidates) {
   const int64_t begin = join.row_ptr[i], end = join.row_ptr[i + 1];
   for (int64_t t = warp_index(); t < num_candidates; t += blockDim.x / kWarp) {
-    const int32_t slot = table.candidates[t], j = table.row_of(slot);
+    const int32_t slot = table.candidates[t];
+    const int64_t* partner = join.partner_row_ptr + (table.row_of(slot) - join.first_partner);
     int32_t overlap = 0;
-    for (int64_t other = join.row_ptr[j] + lane_index(); other < join.row_ptr[j + 1]; other += kWarp) {
-      const int32_t column = join.col_idx[other];
+    for (int64_t other = partner[0] + lane_index(); other < partner[1]; other += kWarp) {
+      const int32_t column = join.partner_col_idx[other];
       const int64_t at = lower_bound(join.col_idx, begin, end, column);
-      if (at < end && join.col_idx[at] == column) overlap += min(join.values[at], join.values[other]);
+      if (at < end && join.col_idx[at] == column) overlap += min(join.values[at], join.partner_values[other]);
     }
     overlap = __reduce_add_sync(kAllLanes, overlap);
     if (lane_index() == 0) table.overlaps[slot] = overlap;
   }
 }
 
-// Finds the partners j > i of one row. Returns false if the table is full.
+// Finds the partners j > i of one row, which are in the lists. Returns false if the table is full.
 template <class Table>
 __device__ __forceinline__ bool join_row(const JaccardJoin& join, int64_t i, const Table& table, BlockState& state) {
   const int64_t base = join.row_ptr[join.first_row], begin = join.row_ptr[i];
@@ -471,10 +473,10 @@ const char* dmic_launch_jaccard_count(const int32_t* indices, int64_t num_indice
 }
 
 const char* dmic_launch_jaccard_lists(const int64_t* row_ptr, const int32_t* col_idx, const int32_t* values,
-                                      int64_t first_row, int64_t rows, unsigned long long* cursors, uint64_t* lists,
+                                      int64_t rows, int64_t first_row, unsigned long long* cursors, uint64_t* lists,
                                       void* stream) {
   return launch(lists_kernel, blocks_for(rows, kRowsPerBlock), kThreads, 0, static_cast<cudaStream_t>(stream), row_ptr,
-                col_idx, values, first_row, rows, cursors, lists);
+                col_idx, values, rows, first_row, cursors, lists);
 }
 
 const char* dmic_launch_jaccard_sort(const int64_t* ptr, int64_t segments, uint64_t* keys, int64_t shared_capacity,

@@ -12,11 +12,15 @@ struct alignas(16) JaccardScan {
 
 // What the join of rows [first_row, first_row + rows) reads and writes.
 struct JaccardJoin {
-  const int64_t* row_ptr;  // the encoding
+  const int64_t* row_ptr;  // the rows that look for partners
   const int32_t* col_idx;
   const int32_t* values;
+  const int64_t* partner_row_ptr;  // those that may be found: the same, or others
+  const int32_t* partner_col_idx;
+  const int32_t* partner_values;
+  int64_t first_partner;    // the number of the first of them
   const uint64_t* lists;    // entries row << 32 | value
-  const JaccardScan* plan;  // of the rows of this join: entry t of the encoding is at t - row_ptr[first_row]
+  const JaccardScan* plan;  // of the rows of this join: value t of the rows is at t - row_ptr[first_row]
   const int64_t* tiles;     // [rows] that each row would scan in full
   int64_t first_row, rows;
   int32_t threshold;    // smallest overlap of a pair that is wanted, at least 1
@@ -34,10 +38,10 @@ enum JaccardCounter { kJaccardTicket, kJaccardSpilledTicket, kJaccardSpilled, kJ
 extern "C" const char* dmic_launch_jaccard_count(const int32_t* indices, int64_t num_indices, int32_t* counts,
                                                  void* stream);
 
-// The lists of rows [first_row, first_row + rows). cursors, one int64 a column: where each list begins; moved to its
-// end. Entries of a list come in no order.
+// The lists of rows that are numbered from first_row on. cursors, one int64 a column: where each list begins; moved to
+// its end. Entries of a list come in no order.
 extern "C" const char* dmic_launch_jaccard_lists(const int64_t* row_ptr, const int32_t* col_idx, const int32_t* values,
-                                                 int64_t first_row, int64_t rows, unsigned long long* cursors,
+                                                 int64_t rows, int64_t first_row, unsigned long long* cursors,
                                                  uint64_t* lists, void* stream);
 
 // Sorts every segment ascending; segment s is keys [ptr[s] - ptr[0], ptr[s + 1] - ptr[0]), less than 2^31 long. Those

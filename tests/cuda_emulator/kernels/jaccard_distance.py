@@ -18,13 +18,20 @@ from dmic import Csr
 from dmic.csr import ONE
 
 
-def join(name: str, rows: Csr, max_distance: float, *max_pairs: int) -> Case:
-    parts = (torch.as_tensor(part) for part in (rows.row_ptr, rows.col_idx, rows.values))
-    return Case(f"jaccard_distance, {name}", "jaccard_distance", (*parts, max_distance, *max_pairs))
+def tensors(rows: Csr) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.as_tensor(part) for part in (rows.row_ptr, rows.col_idx, rows.values))
+
+
+def join(name: str, rows: Csr, max_distance: float, *rest: object) -> Case:
+    """`rest`: max_pairs and what follows."""
+    return Case(f"jaccard_distance, {name}", "jaccard_distance", (*tensors(rows), max_distance, *rest))
 
 
 def split(name: str, rows: Csr, max_distance: float, at: int, max_pairs: int = -1) -> Case:
-    return join(f"{name}, split at {at} of {rows.num_rows}", rows, max_distance, max_pairs, at, rows.num_cols)
+    """The rows before `at`, and those from there on as their partners."""
+    before, partners = some_rows(rows, slice(0, at)), some_rows(rows, slice(at, rows.num_rows))
+    name = f"{name}, split at {at} of {rows.num_rows}"
+    return join(name, before, max_distance, max_pairs, *tensors(partners), rows.num_cols)
 
 
 def encoded(num_samples: int, k1: int, k2: int, noise: float = 0.7) -> Csr:
@@ -116,9 +123,9 @@ def good_cases() -> Iterator[Case]:
 
 
 def splits() -> Iterator[Case]:
-    """Pairs across a split, and rows with more or fewer columns than there are rows."""
+    """Pairs with partners, and rows with more or fewer columns than there are rows."""
     gallery_rows = encoded(66, 16, 6)
-    for at in (1, 30, 65, 66):
+    for at in (0, 1, 30, 65, 66):
         yield split("a gallery", gallery_rows, radii(gallery_rows, 0.3)[0], at)
     yield split("all pairs of a gallery", gallery_rows, 1.0, 40)
     crowded = csr_from_dense(random_encoding_rows(72, 100, 50, seed=1))
@@ -148,11 +155,13 @@ def bad_cases() -> Iterator[Case]:
         yield join(f"a radius of {radius}", equal, radius)
     for number, (damaged, _) in enumerate(damaged_encodings(encoded(20, 8, 3))):
         yield join(f"damage {number}", damaged, 0.5)
-    for at in (-1, 31):
-        yield join(f"a split at {at}", equal, 0.5, -1, at)
+    for number, (damaged, _) in enumerate(damaged_encodings(encoded(20, 8, 3))):
+        yield join(f"partners of damage {number}", encoded(20, 8, 3), 0.5, -1, *tensors(damaged), 20)
+    yield join("partners without values", equal, 0.5, -1, *tensors(equal)[:2], None)
     yield split("more pairs than allowed", equal, 0.25, 10, 199)
+    some = some_rows(encoded(20, 8, 3), slice(5, 20))
     for num_cols in (-2, 0, 19, 2**31):
-        yield join(f"{num_cols} columns", some_rows(encoded(20, 8, 3), slice(5, 20)), 0.5, -1, 0, num_cols)
+        yield join(f"{num_cols} columns", some, 0.5, -1, None, None, None, num_cols)
 
 
 MUTANTS = [
@@ -162,16 +171,16 @@ MUTANTS = [
     Mutant("cursors_not_atomic", "return atomicAdd(cursor, 1ull);", "return (*cursor)++;", "thread"),
     Mutant(
         "lists_of_one_row_more",
-        "if (row >= first_row + rows) return;",
-        "if (row > first_row + rows) return;",
+        "if (row >= rows) return;\n  const int32_t number",
+        "if (row > rows) return;\n  const int32_t number",
         "address",
     ),
-    Mutant("lists_of_the_last_row_missing", "if (row >= first_row + rows) return;", "if (row >= rows) return;"),
     Mutant(
-        "lists_of_the_first_rows",
-        "const int64_t row = first_row + thread_of_grid() / kWarp;",
-        "const int64_t row = thread_of_grid() / kWarp;",
+        "lists_of_the_last_row_missing",
+        "if (row >= rows) return;\n  const int32_t number",
+        "if (row >= rows - 1) return;\n  const int32_t number",
     ),
+    Mutant("partners_numbered_from_zero", "static_cast<int32_t>(first_row + row);", "static_cast<int32_t>(row);"),
     # sorting
     Mutant(
         "sort_beyond_shared_memory", "if (length > shared_capacity) {", "if (length > shared_capacity + 1) {", "address"
@@ -360,6 +369,15 @@ MUTANTS = [
         "if (!join_row(join, i, table, state) && threadIdx.x == 0)",
         "if (!join_row(join, i, table, state))",
     ),
+    # whole rows
+    Mutant(
+        "whole_rows_by_the_number_of_the_row",
+        "(table.row_of(slot) - join.first_partner)",
+        "table.row_of(slot)",
+        "address",
+    ),
+    Mutant("columns_of_the_joined_rows", "join.partner_col_idx[other]", "join.col_idx[other]"),
+    Mutant("values_of_the_joined_rows", "join.partner_values[other]", "join.values[other]"),
     # the mirror
     Mutant("diagonal_lengths_past_the_end", "if (row < rows) lengths[row]", "if (row <= rows) lengths[row]", "address"),
     Mutant(
