@@ -46,7 +46,8 @@ namespace dmic {
 namespace {
 
 constexpr int64_t kTileRows = 252, kTileCols = 512;  // panels of both and their scores stay in a 2 MB L2 cache
-constexpr int64_t kBf16TileCols = 1024;              // more: every tile rounds its rows anew
+constexpr int64_t kBf16ColTiles = 4, kManyRows = 1 << 14;  // so many tiles share rows that are rounded once,
+constexpr int64_t kBf16DeepCols = 1024;              // if those have one step of depth; else each tile rounds them anew
 constexpr int64_t kLineFloats = 16;                  // of a cache line
 constexpr int64_t kMaxTile = 2048;                   // of either side, whatever block_rows asks for
 constexpr int64_t kRowTilesPerItem = 8;              // one packed column block serves this many tiles
@@ -130,8 +131,9 @@ class Search {
         bf16_(kernels_.bf16),
         tile_rows_(round_up(block_rows ? std::min(block_rows, kMaxTile) : kTileRows,
                             bf16_ ? kBf16Panel : kernels_.panel_rows)),
-        tile_cols_(round_up(block_rows ? std::min(block_rows, kMaxTile) : bf16_ ? kBf16TileCols : kTileCols,
+        tile_cols_(round_up(block_rows ? std::min(block_rows, kMaxTile) : bf16_ && is_deep() ? kBf16DeepCols : kTileCols,
                             kernels_.panel_cols)),
+        col_tiles_(!bf16_ || is_deep() ? 1 : rows < kManyRows ? kBf16ColTiles / 2 : kBf16ColTiles),
         stride_(tile_cols_ + kLineFloats),
         norm_sq_(rows),
         length_(rows),
@@ -147,8 +149,8 @@ class Search {
   // Work of the whole search in the units of its progress: scores, and rows to finish.
   int64_t work() const {
     int64_t scores = 0;
-    for (int64_t col = split_; col < rows_; col += tile_cols_) {
-      const int64_t end = std::min(rows_, col + tile_cols_);
+    for (int64_t col = split_; col < rows_; col += item_cols()) {
+      const int64_t end = std::min(rows_, col + item_cols());
       scores += (end - col) * rows_before(end);
     }
     return (scores + rows_ * kFinishWeight) * (width_ && !farthest_ ? 2 : 1);
@@ -171,6 +173,12 @@ class Search {
   struct Block {  // consecutive rows
     int64_t begin, count;
   };
+
+  // Whether tiles have several steps of depth.
+  bool is_deep() const { return (width_ ? width_ : d_) > kTileDepth; }
+
+  // Columns that are packed at a time, in tiles.
+  int64_t item_cols() const { return tile_cols_ * col_tiles_; }
 
   // The rows that a block of columns is compared with: those before its end, or the other side.
   int64_t rows_before(int64_t col_end) const { return split_ ? split_ : col_end; }
@@ -577,21 +585,23 @@ class Search {
     }
   }
 
-  // scores[r, c] = row . column, of columns that are packed.
+  // scores[r, c] = row . column, of columns that are packed; and so may be the rows, if they have one step of depth.
   void multiply(const float* matrix, int64_t width, const Block& rows, const Block& cols, double scale,
-                const std::byte* packed_cols, std::byte* packed_rows, float* scores) const {
+                const std::byte* packed_cols, std::byte* packed_rows, bool rows_are_packed, float* scores) const {
     const int64_t padded_cols = round_up(cols.count, kernels_.panel_cols);
     for (int64_t k = 0; k < width; k += kTileDepth) {
       const int64_t depth = std::min(kTileDepth, width - k);
       const std::byte* packed = packed_cols + panel_bytes(padded_cols, k);
       if (bf16_) {
         auto* out = reinterpret_cast<uint16_t*>(packed_rows);
-        bf16_->pack_rows(matrix, width, rows.begin, rows.count, k, depth, static_cast<float>(scale), out);
+        if (!rows_are_packed || width > kTileDepth)
+          bf16_->pack_rows(matrix, width, rows.begin, rows.count, k, depth, static_cast<float>(scale), out);
         bf16_->tile(out, reinterpret_cast<const uint16_t*>(packed), round_up(rows.count, kBf16Panel), padded_cols,
                     round_up(depth, kBf16Step), k == 0, scores, stride_);
       } else {
         auto* out = reinterpret_cast<float*>(packed_rows);
-        pack(matrix, width, rows.begin, rows.count, kernels_.panel_rows, k, depth, scale, out);
+        if (!rows_are_packed || width > kTileDepth)
+          pack(matrix, width, rows.begin, rows.count, kernels_.panel_rows, k, depth, scale, out);
         kernels_.tile(out, reinterpret_cast<const float*>(packed), round_up(rows.count, kernels_.panel_rows), padded_cols,
                       depth, k == 0, scores, stride_);
       }
@@ -624,7 +634,8 @@ class Search {
                     std::vector<float>(kFirstCols)};
     };
     for_each_chunk(progress, rows_, tile_rows_, new_worker, [&](int64_t begin, int64_t end, Worker& worker) {
-      multiply(features_, d_, {begin, end - begin}, cols, scale_, packed.get(), worker.rows.get(), worker.scores.get());
+      multiply(features_, d_, {begin, end - begin}, cols, scale_, packed.get(), worker.rows.get(), false,
+               worker.scores.get());
       for (int64_t i = begin; i < end; ++i) {
         float* keys = &worker.scores[(i - begin) * stride_];
         for (int64_t c = 0; c < kFirstCols; ++c) keys[c] = norm[c] - 2 * keys[c];
@@ -635,16 +646,16 @@ class Search {
     progress.check();
   }
 
-  // One column block against kRowTilesPerItem row tiles.
+  // Some column tiles against kRowTilesPerItem row tiles.
   struct Item {
     int64_t col_begin, row_begin, row_end;
   };
 
-  // Items are numbered column block by column block; first[c] is the first of block c. Later blocks have more rows.
+  // Items are numbered by their columns; first[c] is the first of the c-th ones. Later columns have more rows.
   Item item_at(const std::vector<int64_t>& first, int64_t number) const {
     const int64_t c = std::upper_bound(first.begin(), first.end(), number) - first.begin() - 1;
-    const int64_t step = tile_rows_ * kRowTilesPerItem, col = split_ + c * tile_cols_;
-    const int64_t row = (number - first[c]) * step, end = rows_before(std::min(rows_, col + tile_cols_));
+    const int64_t step = tile_rows_ * kRowTilesPerItem, col = split_ + c * item_cols();
+    const int64_t row = (number - first[c]) * step, end = rows_before(std::min(rows_, col + item_cols()));
     return {col, row, std::min(end, row + step)};
   }
 
@@ -653,12 +664,17 @@ class Search {
     if (!seeds_) set_first_limits(progress);
     for (int64_t i = 0; i < rows_ && farthest_; ++i) tighten(i, inclusive(farthest_[i] * scale_sq_));
     std::vector<int64_t> first{0};
-    for (int64_t col = split_; col < rows_; col += tile_cols_) {
-      const int64_t step = tile_rows_ * kRowTilesPerItem, end = rows_before(std::min(rows_, col + tile_cols_));
+    for (int64_t col = split_; col < rows_; col += item_cols()) {
+      const int64_t step = tile_rows_ * kRowTilesPerItem, end = rows_before(std::min(rows_, col + item_cols()));
       first.push_back(first.back() + (end + step - 1) / step);
     }
+    struct Columns {
+      Aligned<std::byte> full, sketch;
+      bool packed;
+    };
     struct Worker {
-      Aligned<std::byte> cols, rows, sketch_cols, sketch_rows;
+      std::vector<Columns> cols;  // of every tile
+      Aligned<std::byte> rows, sketch_rows;
       Aligned<float> scores;
       std::unique_ptr<TileHit[]> hits;
       std::vector<float> row_limit, col_limit;
@@ -666,9 +682,10 @@ class Search {
     };
     const auto new_worker = [&] {
       Worker worker;
-      worker.cols = new_aligned<std::byte>(panel_bytes(tile_cols_, d_));
+      for (int64_t c = 0; c < col_tiles_; ++c)
+        worker.cols.push_back({new_aligned<std::byte>(panel_bytes(tile_cols_, d_)),
+                               new_aligned<std::byte>(panel_bytes(tile_cols_, width_)), false});
       worker.rows = new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(d_, kTileDepth)));
-      worker.sketch_cols = new_aligned<std::byte>(panel_bytes(tile_cols_, width_));
       worker.sketch_rows = new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(width_, kTileDepth)));
       worker.scores = new_aligned<float>(padded_tile_rows() * stride_);
       if (d_ == 0) std::fill_n(worker.scores.get(), padded_tile_rows() * stride_, 0.0f);
@@ -678,11 +695,25 @@ class Search {
     };
     for_each_item(progress, first.back(), new_worker, [&](int64_t number, Worker& worker) {
       const Item item = item_at(first, first.back() - 1 - number);  // the longest columns first
-      const Block cols{item.col_begin, std::min(rows_, item.col_begin + tile_cols_) - item.col_begin};
-      bool packed = false;
-      if (width_) pack_columns(sketches_.get(), width_, cols, 1.0, worker.sketch_cols.get());
-      for (int64_t row = item.row_begin; row < item.row_end && !progress.stopped(); row += tile_rows_) {
-        const Block rows{row, std::min(item.row_end, row + tile_rows_) - row};
+      const int64_t col_end = std::min(rows_, item.col_begin + item_cols());
+      const auto columns_of = [&](int64_t c) {
+        const int64_t begin = item.col_begin + c * tile_cols_;
+        return Block{begin, std::min(tile_cols_, col_end - begin)};
+      };
+      const int64_t col_tiles = (col_end - item.col_begin + tile_cols_ - 1) / tile_cols_;
+      for (int64_t c = 0; c < col_tiles; ++c) {
+        worker.cols[c].packed = false;
+        if (width_) pack_columns(sketches_.get(), width_, columns_of(c), 1.0, worker.cols[c].sketch.get());
+      }
+      const int64_t row_tiles = (item.row_end - item.row_begin + tile_rows_ - 1) / tile_rows_;
+      bool rows_are_packed = false, sketches_are_packed = false;
+      for (int64_t tile = 0; tile < row_tiles * col_tiles && !progress.stopped(); ++tile) {
+        const int64_t row = item.row_begin + tile / col_tiles * tile_rows_, c = tile % col_tiles;
+        const Block rows{row, std::min(item.row_end, row + tile_rows_) - row}, cols = columns_of(c);
+        if (c == 0) rows_are_packed = sketches_are_packed = false;
+        Columns& packed = worker.cols[c];
+        progress.add(rows.count * cols.count);
+        if (split_ == 0 && rows.begin >= cols.begin + cols.count) continue;  // its pairs are in the tile across
         {
           const Locked locked(locks_, rows.begin, rows.begin + rows.count);
           worker.row_limit.assign(&limit_[rows.begin], &limit_[rows.begin] + rows.count);
@@ -699,8 +730,9 @@ class Search {
                        std::none_of(worker.col_limit.begin(), worker.col_limit.end(), is_open);
         int64_t found = 0;
         if (settled) {
-          multiply(sketches_.get(), width_, rows, cols, 1.0, worker.sketch_cols.get(), worker.sketch_rows.get(),
-                   worker.scores.get());
+          multiply(sketches_.get(), width_, rows, cols, 1.0, packed.sketch.get(), worker.sketch_rows.get(),
+                   sketches_are_packed, worker.scores.get());
+          sketches_are_packed = true;
           filter.row_reach = &sketch_reach_[rows.begin];
           found = survivors(worker.scores.get(), rows, cols, filter, hits);
           settled = found <= rows.count * cols.count / kSeedCheck;
@@ -710,9 +742,11 @@ class Search {
         if (settled) {
           score(rows, cols, hits, found, worker.scratch);
         } else {
-          if (!packed) pack_columns(features_, d_, cols, scale_, worker.cols.get());
-          packed = true;
-          multiply(features_, d_, rows, cols, scale_, worker.cols.get(), worker.rows.get(), worker.scores.get());
+          if (!packed.packed) pack_columns(features_, d_, cols, scale_, packed.full.get());
+          packed.packed = true;
+          multiply(features_, d_, rows, cols, scale_, packed.full.get(), worker.rows.get(), rows_are_packed,
+                   worker.scores.get());
+          rows_are_packed = true;
           filter.row_reach = &reach_[rows.begin];
           found = survivors(worker.scores.get(), rows, cols, filter, hits);
           if (seeds_) found = without_seeds(rows, cols, hits, found);
@@ -735,7 +769,6 @@ class Search {
             else append(j, i, -hits[t].col_score, worker.scratch);
           }
         }
-        progress.add(rows.count * cols.count);
         progress.poll();
       }
     });
@@ -796,7 +829,7 @@ class Search {
   const int64_t rows_, split_, d_, k1_, width_, capacity_, room_;
   const bool approximate_;              // products are taken as they are: lists may miss some of the nearest
   const Bf16Kernels* bf16_;             // null where tiles are products of float32
-  const int64_t tile_rows_, tile_cols_;
+  const int64_t tile_rows_, tile_cols_, col_tiles_;
   const int64_t stride_;                // of a row of scores; a power of two would crowd few sets of the cache
   double scale_ = 1, scale_sq_ = 1, error_ = 0;
   std::vector<double> norm_sq_;         // canonical, not scaled
