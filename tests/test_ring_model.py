@@ -95,7 +95,8 @@ def test_every_pair_is_compared_once(ranks, block_rows):
         done = work(case, rank)
         assert done["knn_graph"].pairs == done["jaccard_distance"].pairs == 240 * 240 / ranks / 2
     own, blocks = 240 // ranks, -(-240 // ranks // block_rows)
-    assert work(case, 0)["k_reciprocal_encoding"].met == 2 * own * blocks * ranks
+    own_blocks = own * blocks  # each with itself, and two of them once for both
+    assert work(case, 0)["k_reciprocal_encoding"].met == own_blocks + 2 * own * blocks * (ranks - 1)
     if ranks % 2:
         assert work(case, 0)["knn_graph"].met == own * blocks * ranks
     elif blocks == 1:  # twice half of another rank's rows meet half of the own
@@ -152,7 +153,7 @@ def test_a_block_travels_while_the_one_before_is_compared(transfer):
     rates = {**FREE, "k_reciprocal_encoding": Cost(met=1 / met)}
     found = replay(case, rates, lambda a, b: link)
     waits = transfer + 3 * max(1, transfer) + 1  # across the two turns, too
-    assert found.seconds["k_reciprocal_encoding"] == pytest.approx(2 + waits)
+    assert found.seconds["k_reciprocal_encoding"] == pytest.approx(1 + waits)  # own blocks meet each other once
 
 
 # What was measured
@@ -202,7 +203,7 @@ def test_what_runs_were_told_before_the_work_was_right():
         most, about = scale.estimate(n, ranks, dim, Search(row["k1"], row["k2"], 0.6, 4), row["max_memory"], threads)
         assert (most, about) == (row["estimated_bytes"], row["expected_bytes"])
         assert max(row["peak_bytes"]) == pytest.approx(about, rel=0.2)
-        assert max(row["peak_bytes"]) <= most + (LIBRARY_BYTES if ranks == 1 else 2 * RANK_LIBRARY_BYTES)
+        assert max(row["peak_bytes"]) <= 1.01 * most + (LIBRARY_BYTES if ranks == 1 else 2 * RANK_LIBRARY_BYTES)
         assert most <= row["max_memory"]
 
 

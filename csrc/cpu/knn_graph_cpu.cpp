@@ -20,7 +20,7 @@
 // Operations: N^2 d multiply-adds / 2 and 256 N d for first thresholds, plus about 1.1 k1 N canonical dot products of d;
 // with directions N^2 (m + 1) + N d m, plus k1 N canonical dot products and one for each pair that only the bound
 // proposes; with a split, the product of its sides for N^2 / 2. Scratch: 8 (2 k1 + 32) N + 36 N bytes, with directions
-// 4 (m + 1 + k1) N more, 2 KB x d for a while, and about 7 MB + 2 KB x d per thread.
+// 4 (m + 1 + k1) N more, 2 KB x d for a while, and about 3 MB + 4 KB x d per thread.
 #include "../ops/knn_graph.h"
 
 #include <algorithm>
@@ -50,7 +50,7 @@ constexpr int64_t kBf16ColTiles = 4, kManyRows = 1 << 14;  // so many tiles shar
 constexpr int64_t kBf16DeepCols = 1024;              // if those have one step of depth; else each tile rounds them anew
 constexpr int64_t kLineFloats = 16;                  // of a cache line
 constexpr int64_t kMaxTile = 2048;                   // of either side, whatever block_rows asks for
-constexpr int64_t kRowTilesPerItem = 8;              // one packed column block serves this many tiles
+constexpr int64_t kRowTilesPerItem = 8;              // packed columns serve this many tiles each
 constexpr int64_t kRowsPerLock = 256;
 constexpr int64_t kRowsPerChunk = 32;
 constexpr int64_t kDotCost = 6;                      // of a canonical dot product, in multiply-adds of a tile, per column
