@@ -120,6 +120,11 @@ def test_every_stage_has_room_for_what_it_holds_at_least(threads):
     stages = block_memory(n, n, 1, dim, SEARCH, rows)
     assert stages["knn_graph"] > 8 * n * k1 + 2 * 4 * rows * dim, "lists, and two blocks of features"
     assert stages["dbscan"] > 24 * n * k1, "a pair for every neighbour, in both directions"
+    long, of_value = Lengths(30, 900, 10), 8 * 900
+    alone = block_memory(n, n, 1, dim, SEARCH, rows, long)["jaccard_distance"]
+    assert alone > of_value * (n + n // 3), "own values, and inverted lists of three blocks"
+    shared = block_memory(4 * n, n, 4, dim, SEARCH, rows, long)["jaccard_distance"]
+    assert shared > of_value * (n + 2 * (n // 4)), "own values, those of two blocks of another rank, and their lists"
     threads(2)
     more = block_memory(n, n, 1, dim, SEARCH, rows)
     assert all(more[stage] > stages[stage] for stage in stages), "every thread has scratch"
