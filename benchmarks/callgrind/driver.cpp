@@ -112,7 +112,8 @@ extern "C" {  // names that callgrind is given
 }
 
 [[gnu::noinline]] void measured_jaccard_distance(Join* join, const Csr& in, Csr& distance) {
-  distance = join(std::get<0>(in), std::get<1>(in), std::get<2>(in), kEps, -1, std::nullopt, std::nullopt, std::nullopt, -1);
+  distance = join(std::get<0>(in), std::get<1>(in), std::get<2>(in), kEps, -1, std::nullopt, std::nullopt,
+                  std::nullopt, -1);
 }
 
 [[gnu::noinline]] void measured_dbscan(Cluster* cluster, const Csr& in, std::tuple<Tensor, Tensor>& found) {
