@@ -140,7 +140,7 @@ def measured(tmp_path_factory) -> list[dict]:
         env=build.environment("plain") | {"LD_PRELOAD": str(build.FAILING_MEMORY)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(report.read_text())

@@ -57,7 +57,7 @@ def train_command(folder, *more):
 def torchrun(size, *command):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(dmic.__file__).parents[1])}
-    return subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([*launch, *command], env=environment, capture_output=True, text=True, timeout=600)
 
 
 def records_of(folder):

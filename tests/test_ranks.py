@@ -114,7 +114,7 @@ def test_two_agents_of_torchrun_meet_by_address_as_those_of_two_machines_do(gall
     how = {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     agents = [subprocess.Popen([*map(str, command)], **how) for _ in range(2)]
     try:
-        printed = [agent.communicate(timeout=120)[0] for agent in agents]
+        printed = [agent.communicate(timeout=600)[0] for agent in agents]
     finally:
         for agent in agents:
             agent.kill()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sys
 import tempfile
 import traceback
@@ -26,6 +25,7 @@ import emulator_build as build
 import kernel_checks
 import numpy as np
 import torch
+import torch.distributed as dist
 from generators import gallery
 from late_copies import LateCopies
 from memory_checks import STAGES, FailingMemory
@@ -105,7 +105,8 @@ def cluster(memory: FailingMemory, case: Case, path: Path, ids: dict, group: pro
 
 def on_rank(memory: FailingMemory, case: Case, rank: int, port: int, path: Path, ids: dict) -> dict:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": case.num_ranks, "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update({name: str(value) for name, value in names.items()} | {"MASTER_PORT": str(port)})
+    names |= {"MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    os.environ.update({name: str(value) for name, value in names.items()})
     with process_group.started("cpu") as group:
         return cluster(memory, case, path, ids, group)
 
@@ -117,8 +118,7 @@ def run(memory: FailingMemory, case: Case, folder: Path) -> dict:
     path = folder / "features.npy"
     np.save(path, data.features)
     want = pseudo_labels(data.features, **ids, **case.search).labels.tolist()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # no other process takes its port
     children = []
     for rank in range(case.num_ranks):
         child = os.fork()
@@ -126,7 +126,7 @@ def run(memory: FailingMemory, case: Case, folder: Path) -> dict:
             status = 1
             try:
                 _native.OPS = torch.ops.dmic_emu
-                (folder / f"{rank}.json").write_text(json.dumps(on_rank(memory, case, rank, port, path, ids)))
+                (folder / f"{rank}.json").write_text(json.dumps(on_rank(memory, case, rank, store.port, path, ids)))
                 status = 0
             except Exception:
                 traceback.print_exc()

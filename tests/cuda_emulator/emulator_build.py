@@ -213,7 +213,7 @@ def environment(sanitizer: str, preload: bool = False) -> dict[str, str]:
     return result
 
 
-def run(*command, sanitizer: str = "plain", preload: bool = False, timeout: float = 120) -> subprocess.CompletedProcess:
+def run(*command, sanitizer: str = "plain", preload: bool = False, timeout: float = 600) -> subprocess.CompletedProcess:
     return subprocess.run(
         list(map(str, command)),
         env=environment(sanitizer, preload),
