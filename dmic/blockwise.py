@@ -300,6 +300,7 @@ def _ahead(
     """`features.ahead` for own rows by their numbers in the whole gallery."""
     with features.ahead((rows.within(own) for rows in order), most_rows) as read:
         yield lambda rows, out=None: read(*rows.within(own), out)
+        read = None  # what was yielded holds no rows any more
 
 
 def knn_graph(features: FeatureRows, k1: int, ring: Ring, report: Report | None = None) -> Lists:
@@ -431,16 +432,20 @@ def k_reciprocal_encoding(
         begin, end = x.within(own)
         return slice(int(row_ptr[begin]), int(row_ptr[end]))
 
-    def reached(x: Rows) -> np.ndarray:
-        """In which blocks of the gallery their sets have members."""
+    def reached(x: Rows) -> int:
+        """In which blocks of the gallery their sets have members: a bit each."""
         places = torch.bucketize(col_idx[members(x)], ends, out_int32=True, right=True)
-        return (places.bincount(minlength=len(gallery)) > 0).cpu().numpy()
+        bits = (places.bincount(minlength=len(gallery)) > 0).cpu().numpy()
+        return int.from_bytes(np.packbits(bits, bitorder="little").tobytes(), "little")
 
     reach = {x: reached(x) for x in blocks}
 
+    def reaches(x: Rows, y: Rows) -> bool:
+        return bool(reach[x] >> place[y] & 1)
+
     def meeting(y: Rows, own_blocks: list[Rows]) -> list[Rows]:
         """Those of which sets have members in y, or sets of y in them if y is an own block too."""
-        return [x for x in own_blocks if reach[x][place[y]] or (y in reach and reach[y][place[x]])]
+        return [x for x in own_blocks if reaches(x, y) or (y in reach and reaches(y, x))]
 
     def order() -> Iterator[Rows]:
         """In which blocks are loaded: y, and every x that it meets."""
@@ -451,7 +456,7 @@ def k_reciprocal_encoding(
 
     def multiply(x: Rows, y: Rows, of_x: torch.Tensor, of_y: torch.Tensor, watch: Report | None) -> None:
         """Rows of x with members of their sets in y."""
-        if not reach[x][place[y]]:
+        if not reaches(x, y):
             return
         begin, end = x.within(own)
         part, ptr = members(x), row_ptr[begin : end + 1]
@@ -463,6 +468,8 @@ def k_reciprocal_encoding(
         # features are finite, or reading them would have failed
         dots[part][at] = ops.sampled_dots(of_x, of_y, ptr, columns, check_finite=False, progress=watch)
 
+    if len(blocks) == 1:
+        features = features.loaded()
     order_sent = (y for turn in turns for y in ring.blocks(turn.sent))
     most = _largest_block(ring, [own])
     with _ahead(features, order(), most, own) as load, _ahead(features, order_sent, most, own) as load_sent:
@@ -481,6 +488,7 @@ def k_reciprocal_encoding(
                 for x in meeting(y, blocks):
                     multiply(x, y, load(x), of_y, watch)
                 del of_y
+    del features
     give_back()
     return ops.k_reciprocal_weights(row_ptr, col_idx, dots, n)
 
@@ -592,7 +600,6 @@ def dbscan(distance: Csr, eps: float, min_samples: int, ring: Ring) -> tuple[tor
     labels = torch.full((len(own),), n, device=device)
     for row, col in pairs_within():
         labels.scatter_reduce_(0, row, cluster[col], "amin")
-    labels[core_mask] = cluster[own.begin : own.end][core_mask]
     labels[labels == n] = NOISE
     return labels, core_mask, int(number[-1]) + 1 if n else 0
 

@@ -132,6 +132,11 @@ class FeatureRows:
             return rows.to(self.device).to(torch.float32).contiguous()
         return out if rows is out else out.copy_(rows)
 
+    def loaded(self) -> FeatureRows:
+        """The same rows on the device, read once: blocks are views of them."""
+        rows = self.read(0, self.shape[0])
+        return replace(self, source=rows, dtype=rows.dtype)
+
     def part(self, begin: int, end: int) -> FeatureRows:
         """The rows [begin, end) as features of their own."""
         if self.in_memory:

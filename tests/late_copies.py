@@ -7,6 +7,7 @@ takes what its source holds then. Ops and messages, which on a GPU come later on
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,13 +100,23 @@ class LateCopies:
 
     @contextmanager
     def in_use(self) -> Iterator[LateCopies]:
-        """All features are on the host of a GPU."""
+        """All features are on the host of a GPU, but those that were loaded."""
+        rows, on_gpu = feature_rows.FeatureRows, []
+        load = rows.loaded
 
         def after(call: Callable) -> Callable:
             return lambda *arguments: (self.catch_up(), call(*arguments))[1]
 
+        def loaded(features: feature_rows.FeatureRows) -> feature_rows.FeatureRows:
+            found = load(features)
+            on_gpu.append(weakref.ref(found.source))
+            return found
+
         with (
-            mock.patch.object(feature_rows.FeatureRows, "from_host", True),
+            mock.patch.object(
+                rows, "from_host", property(lambda features: all(there() is not features.source for there in on_gpu))
+            ),
+            mock.patch.object(rows, "loaded", loaded),
             mock.patch.object(feature_rows, "Copies", self),
             mock.patch.object(ops, "call", after(ops.call)),
             mock.patch.object(dist, "batch_isend_irecv", after(dist.batch_isend_irecv)),

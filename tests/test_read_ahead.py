@@ -154,6 +154,17 @@ def test_elsewhere_rows_are_read_when_they_are_asked_for(rows):
         assert not workers()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_that_are_loaded_are_not_read_again(copies, values, tmp_path, dtype):
+    stored = values.astype(dtype)
+    np.save(tmp_path / "features.npy", stored)
+    loaded = FeatureRows.of("test", tmp_path / "features.npy").part(2, len(stored)).loaded()
+    (tmp_path / "features.npy").unlink()
+    with loaded.ahead(iter(()), 7) as read:
+        assert torch.equal(read(1, 5), torch.from_numpy(stored[3:7].astype(np.float32)))
+        assert read(1, 5).data_ptr() == read(1, 6).data_ptr(), "a view"
+
+
 def test_only_rows_of_the_host_are_read_ahead_of_a_gpu(rows):
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     for source in (torch.ones(3, 2), rows.source):
