@@ -15,8 +15,10 @@ WIDTHS = (31, 47, 63, 95, 127, 191, 255)  # directions tried; one more column ho
 DOT_COST = 6  # of a canonical dot product, in multiply-adds of a tile, per column
 COLUMN_COST = 24  # of the filter and the lists, for each pair, in the same unit
 MIN_GAIN = 1.2
-BF16_COST = 1 / 8  # of a multiply-add of a bfloat16 tile (AMX), in the same unit
-BF16_ERROR = 0.0034  # of its product x.y, relative to |x| |y|
+ROUNDED = {  # tiles of rounded rows: cost of a multiply-add, in the same unit, and error of x.y, relative to |x| |y|
+    "amx": (1 / 8, 0.0034),  # bfloat16
+    "vnni": (1 / 2, 0.0007),  # int16
+}
 
 
 def most(num_features: int) -> int:
@@ -33,7 +35,7 @@ def scratch_bytes(num_samples: int, num_features: int) -> int:
 
 
 def leading_directions(
-    features: torch.Tensor, k1: int, num_samples: int | None = None, in_bf16: bool = False
+    features: torch.Tensor, k1: int, num_samples: int | None = None, simd: str | None = None
 ) -> torch.Tensor | None:
     """As many directions as make the search cheapest, or None where it is cheaper without.
 
@@ -46,7 +48,8 @@ def leading_directions(
         k1: length of the lists.
         num_samples: N; these are n of them, which are compared with each other first and with the others then. By
             default they are all.
-        in_bf16: products are of bfloat16, as with AMX.
+        simd: the instruction set of the search, as `build_info()["simd_used"]` names it; by default one that multiplies
+            float32.
 
     Returns:
         float32 [m, d] with orthonormal rows, or None.
@@ -72,7 +75,7 @@ def leading_directions(
     order = torch.linalg.eigh(along.T @ along).eigenvectors.flip(1)[:, : widths[-1]]
     directions, sketches = (basis @ order).T, along @ order
 
-    product, error = (BF16_COST, BF16_ERROR) if in_bf16 else (1, 0)
+    product, error = ROUNDED.get(simd, (1, 0))
     queries = slice(0, QUERIES)
     norm_sq = sample.square().sum(1)
     others = (k1 - 1) * len(sample) / num_samples  # of a list, in the sample

@@ -169,7 +169,7 @@ def search_directions(features: torch.Tensor, k1: int, num_samples: int) -> torc
     on: [0, d] where comparing in full is cheaper. None on a GPU, which has no use for them."""
     if features.device.type != "cpu":
         return None
-    found = leading_directions(features, k1, num_samples, in_bf16=build_info()["simd_used"] == "amx")
+    found = leading_directions(features, k1, num_samples, simd=build_info()["simd_used"])
     return features.new_empty(0, features.shape[1]) if found is None else found
 
 

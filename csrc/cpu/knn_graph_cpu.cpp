@@ -6,8 +6,9 @@
 // keep them full, re-scored exactly. At the end every list is re-scored with the canonical float64 distance and sorted
 // by (distance, index): the result does not depend on tiles, threads or instruction set.
 //
-// Where the processor multiplies bfloat16 matrices (AMX), tiles are products of rows rounded to it, and the bound has
-// what rounding took from the rows; unless a sample of pairs shows that this would propose too many.
+// Where the processor multiplies shorter values faster (bfloat16 with AMX, int16 with VNNI), tiles are products of rows
+// rounded to those, and the bound has what rounding took from the rows; unless a sample of pairs shows that this would
+// propose too many.
 //
 // With m directions a tile is first compared by sketches of m + 1 numbers, whose products bound x.y from above; the few
 // pairs that this does not settle get their canonical distance at once, and a tile with too many of them is computed as
@@ -46,8 +47,8 @@ namespace dmic {
 namespace {
 
 constexpr int64_t kTileRows = 252, kTileCols = 512;  // panels of both and their scores stay in a 2 MB L2 cache
-constexpr int64_t kBf16ColTiles = 4, kManyRows = 1 << 14;  // so many tiles share rows that are rounded once,
-constexpr int64_t kBf16DeepCols = 1024;              // if those have one step of depth; else each tile rounds them anew
+constexpr int64_t kSharedColTiles = 4, kManyRows = 1 << 14;  // so many tiles share rows that are rounded once,
+constexpr int64_t kDeepCols = 1024;                  // if those have one step of depth; else each tile rounds them anew
 constexpr int64_t kLineFloats = 16;                  // of a cache line
 constexpr int64_t kMaxTile = 2048;                   // of either side, whatever block_rows asks for
 constexpr int64_t kRowTilesPerItem = 8;              // packed columns serve this many tiles each
@@ -58,8 +59,7 @@ constexpr int64_t kSeedCheck = 4;                    // at most one in so many p
 constexpr int64_t kSketchRoom = 48;                  // entries beyond k1 after which a list of exact distances is cut
 constexpr double kMaxSkew = 1.0 / 16;                // of directions that are not quite orthonormal
 constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
-constexpr double kBf16Rounding = 0x1p-8;             // of bfloat16
-constexpr int64_t kSampleRows = 32, kSampleCols = 1024, kSamplePlace = 8;  // decide whether bfloat16 is enough,
+constexpr int64_t kSampleRows = 32, kSampleCols = 1024, kSamplePlace = 8;  // decide whether rounded rows will do,
 constexpr int64_t kMostPassed = 4;                   // which lets pass at most so many pairs in place of one
 constexpr int64_t kFirstCols = 256, kFirstFrom = 4096;  // samples that give the first thresholds, from so many rows on
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -72,15 +72,6 @@ float float_below(double value) {
 }
 
 float float_above(double value) { return -float_below(-value); }
-
-// The least bfloat16 that is not below a positive value.
-float bf16_above(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  bits = (bits + 0xffff) & 0xffff0000;
-  std::memcpy(&value, &bits, sizeof bits);
-  return value;
-}
 
 struct FreeAligned {
   void operator()(void* p) const { ::operator delete[](p, std::align_val_t(64)); }
@@ -128,12 +119,12 @@ class Search {
         capacity_(std::min(rows, 2 * k1 + 32)),
         room_(width_ ? std::min(capacity_, k1 + kSketchRoom) : capacity_),
         approximate_(approximate),
-        bf16_(kernels_.bf16),
+        rounded_(kernels_.rounded),
         tile_rows_(round_up(block_rows ? std::min(block_rows, kMaxTile) : kTileRows,
-                            bf16_ ? kBf16Panel : kernels_.panel_rows)),
-        tile_cols_(round_up(block_rows ? std::min(block_rows, kMaxTile) : bf16_ && is_deep() ? kBf16DeepCols : kTileCols,
+                            rounded_ ? rounded_->panel_rows : kernels_.panel_rows)),
+        tile_cols_(round_up(block_rows ? std::min(block_rows, kMaxTile) : rounded_ && is_deep() ? kDeepCols : kTileCols,
                             kernels_.panel_cols)),
-        col_tiles_(!bf16_ || is_deep() ? 1 : rows < kManyRows ? kBf16ColTiles / 2 : kBf16ColTiles),
+        col_tiles_(!rounded_ || is_deep() ? 1 : rows < kManyRows ? kSharedColTiles / 2 : kSharedColTiles),
         stride_(tile_cols_ + kLineFloats),
         norm_sq_(rows),
         length_(rows),
@@ -174,6 +165,14 @@ class Search {
     int64_t begin, count;
   };
 
+  struct Matrix {  // whose rows are multiplied with each other, times scale
+    const float* rows;
+    int64_t width;
+    double scale;
+    const RoundedKernels* rounded = nullptr;  // null: they stay float32
+    float unit = 1;                           // of a product of rounded values
+  };
+
   // Whether tiles have several steps of depth.
   bool is_deep() const { return (width_ ? width_ : d_) > kTileDepth; }
 
@@ -190,8 +189,9 @@ class Search {
   int64_t padded_tile_rows() const { return round_up(tile_rows_, kernels_.panel_rows); }
 
   // Bytes of packed panels of so many rows or columns.
-  int64_t panel_bytes(int64_t count, int64_t depth) const {
-    return bf16_ ? count * round_up(depth, kBf16Step) * 2 : count * depth * static_cast<int64_t>(sizeof(float));
+  static int64_t panel_bytes(const RoundedKernels* rounded, int64_t count, int64_t depth) {
+    return rounded ? count * round_up(depth, rounded->step) * rounded->value_bytes
+                   : count * depth * static_cast<int64_t>(sizeof(float));
   }
 
   struct Scratch {  // one per worker
@@ -226,35 +226,56 @@ class Search {
       length_[i] = float_above(length);
       norm_[i] = float_below(norm_sq * (1 - 16 * kRounding) - 4 * kTileUnderflow);
     }
-    if (!std::isnormal(static_cast<float>(scale_))) bf16_ = nullptr;  // no float32 brings these rows to length 1
-    if (bf16_ && !approximate_) {
-      error_ = bf16_error(progress, features_, d_, d_, scale_);
-      if (!bf16_is_enough(progress)) bf16_ = nullptr;
+    full_ = {features_, d_, scale_};
+    if (rounded_ && largest > 0 && std::isnormal(static_cast<float>(scale_ * rounded_->factor))) {
+      full_ = as_rounded(full_);
+      if (!approximate_) round_rows(progress);
+      if (!approximate_ && !rounding_will_do(progress)) full_ = {features_, d_, scale_};
     }
-    if (!bf16_ && !approximate_) error_ = tile_error(d_);
+    if (!full_.rounded && !approximate_) error_ = tile_error(d_);
     error_ += 8 * kRounding;  // of the float32 arithmetic of the filter
     for (int64_t i = 0; i < rows_; ++i) reach_[i] = float_above(2 * error_ * length_[i]);
   }
 
-  // With e = |x - x'| / |x| at most, for the rounded x', |x.y - x'.y'| <= (2 e + e^2) |x| |y|: a bound on the error of
-  // tile products, relative to the lengths of the samples whose rows [.., stride] of `count` values these are.
-  double bf16_error(Progress& progress, const float* matrix, int64_t stride, int64_t count, double scale) const {
+  Matrix as_rounded(const Matrix& matrix) const {
+    const float factor = rounded_->factor;
+    return {matrix.rows, matrix.width, matrix.scale * factor, rounded_, 1 / (factor * factor)};
+  }
+
+  // Bounds of |x - x'|, in scaled units, of each row x' of `count` rounded values. What is too little for its square to
+  // be a float32 is made up for.
+  std::vector<double> lost_to_rounding(Progress& progress, const Matrix& matrix, int64_t count) const {
     std::vector<double> lost(rows_);
     for_each_chunk(progress, rows_, kRowsPerChunk, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const double length = std::sqrt(scaled_norm(i));
-        const double lost_sq = bf16_->residual(matrix + i * stride, count, static_cast<float>(scale));
-        lost[i] = length > 0x1p-50 ? std::sqrt(lost_sq) / length : kBf16Rounding;  // squares of the latter underflow
+        const float* row = matrix.rows + i * matrix.width;
+        const double squares = matrix.rounded->residual(row, count, static_cast<float>(matrix.scale)) * matrix.unit;
+        lost[i] = 1.001 * std::sqrt(squares) + kRounding * length_[i] + 0x1p-50;
       }
     });
     progress.check();
-    const double most = rows_ ? *std::max_element(lost.begin(), lost.end()) * 1.001 + kRounding : 0;
-    return 1.02 * bf16_tile_error(count) + most * (2 + most);
+    return lost;
   }
 
-  // Whether the error of bfloat16 lets so few pairs pass that it is faster: a sample shows how many more of them are as
+  // With |x - x'| <= e l and |x| <= l for all rows and their lengths l, x.y is off by at most (2 e + e^2) times both
+  // lengths, and the product of the rounded rows by its own error.
+  static double error_of_rounded(const RoundedKernels& rounded, double e, int64_t count) {
+    return 1.02 * (1 + e) * (1 + e) * rounded.tile_error(count) + e * (2 + e);
+  }
+
+  // Rounding to integers takes about as much of every row: a row counts as longer than it is where e, the share of the
+  // longest, does not cover that.
+  void round_rows(Progress& progress) {
+    const std::vector<double> lost = lost_to_rounding(progress, full_, d_);
+    const double longest = *std::max_element(length_.begin(), length_.end());
+    const double e = *std::max_element(lost.begin(), lost.end()) / longest;
+    error_ = error_of_rounded(*rounded_, e, d_);
+    for (int64_t i = 0; i < rows_; ++i) length_[i] = std::max(length_[i], float_above(lost[i] / e));
+  }
+
+  // Whether the error of rounding lets so few pairs pass that it is faster: a sample shows how many more of them are as
   // near as the k1-th nearest but for the error, or as the kSamplePlace-th of the sample where that is farther.
-  bool bf16_is_enough(Progress& progress) const {
+  bool rounding_will_do(Progress& progress) const {
     if (rows_ <= capacity_) return true;
     const int64_t queries = std::min(rows_, kSampleRows), others = std::min(rows_, kSampleCols);
     const int64_t place = std::min(others - 1, std::max(kSamplePlace, k1_ * others / rows_));
@@ -339,11 +360,18 @@ class Search {
         const double left = norm_sq * (1 + 1e-12) - sum * (1 - 1e-12 - skew_of_all) + 2 * std::sqrt(sum) * along * length;
         std::copy_n(p, m, &sketches_[i * width_]);
         const float rest = float_above(std::sqrt(std::max(left, 0.0) + 0x1p-80) * (1 + 1e-12));
-        sketches_[i * width_ + m] = bf16_ ? bf16_above(rest) : rest;
+        sketches_[i * width_ + m] = full_.rounded ? full_.rounded->above(rest) : rest;
       }
     });
     progress.check();
-    const double rounding = bf16_ ? bf16_error(progress, sketches_.get(), width_, m, 1.0) : tile_error(width_);
+    sketch_ = {sketches_.get(), width_, 1.0};
+    double rounding = tile_error(width_);
+    if (full_.rounded) {
+      sketch_ = as_rounded(sketch_);
+      std::vector<double> lost = lost_to_rounding(progress, sketch_, m);
+      for (int64_t i = 0; i < rows_; ++i) lost[i] /= length_[i];
+      rounding = error_of_rounded(*rounded_, *std::max_element(lost.begin(), lost.end()), m);
+    }
     for (int64_t i = 0; i < rows_; ++i) sketch_reach_[i] = float_above(2 * (1.1 * rounding + error_along) * length_[i]);
   }
 
@@ -571,37 +599,37 @@ class Search {
     }
   }
 
-  // Rows of a matrix of `width` columns as panels of columns, one step of depth after the other.
-  void pack_columns(const float* matrix, int64_t width, const Block& cols, double scale, std::byte* out) const {
+  // Rows of a matrix as panels of columns, one step of depth after the other.
+  void pack_columns(const Matrix& matrix, const Block& cols, std::byte* out) const {
+    const auto [values, width, scale, rounded, unit] = matrix;
     const int64_t padded = round_up(cols.count, kernels_.panel_cols);
     for (int64_t k = 0; k < width; k += kTileDepth) {
       const int64_t depth = std::min(kTileDepth, width - k);
-      if (bf16_)
-        bf16_->pack_cols(matrix, width, cols.begin, cols.count, k, depth, static_cast<float>(scale),
-                         reinterpret_cast<uint16_t*>(out + panel_bytes(padded, k)));
+      std::byte* panels = out + panel_bytes(rounded, padded, k);
+      if (rounded)
+        rounded->pack_cols(values, width, cols.begin, cols.count, k, depth, static_cast<float>(scale), panels);
       else
-        pack(matrix, width, cols.begin, cols.count, kernels_.panel_cols, k, depth, scale,
-             reinterpret_cast<float*>(out + panel_bytes(padded, k)));
+        pack(values, width, cols.begin, cols.count, kernels_.panel_cols, k, depth, scale, reinterpret_cast<float*>(panels));
     }
   }
 
   // scores[r, c] = row . column, of columns that are packed; and so may be the rows, if they have one step of depth.
-  void multiply(const float* matrix, int64_t width, const Block& rows, const Block& cols, double scale,
-                const std::byte* packed_cols, std::byte* packed_rows, bool rows_are_packed, float* scores) const {
+  void multiply(const Matrix& matrix, const Block& rows, const Block& cols, const std::byte* packed_cols,
+                std::byte* packed_rows, bool rows_are_packed, float* scores) const {
+    const auto [values, width, scale, rounded, unit] = matrix;
     const int64_t padded_cols = round_up(cols.count, kernels_.panel_cols);
     for (int64_t k = 0; k < width; k += kTileDepth) {
       const int64_t depth = std::min(kTileDepth, width - k);
-      const std::byte* packed = packed_cols + panel_bytes(padded_cols, k);
-      if (bf16_) {
-        auto* out = reinterpret_cast<uint16_t*>(packed_rows);
-        if (!rows_are_packed || width > kTileDepth)
-          bf16_->pack_rows(matrix, width, rows.begin, rows.count, k, depth, static_cast<float>(scale), out);
-        bf16_->tile(out, reinterpret_cast<const uint16_t*>(packed), round_up(rows.count, kBf16Panel), padded_cols,
-                    round_up(depth, kBf16Step), k == 0, scores, stride_);
+      const std::byte* packed = packed_cols + panel_bytes(rounded, padded_cols, k);
+      const bool pack_rows = !rows_are_packed || width > kTileDepth;
+      if (rounded) {
+        if (pack_rows)
+          rounded->pack_rows(values, width, rows.begin, rows.count, k, depth, static_cast<float>(scale), packed_rows);
+        rounded->tile(packed_rows, packed, round_up(rows.count, rounded->panel_rows), padded_cols,
+                      round_up(depth, rounded->step), k == 0, unit, scores, stride_);
       } else {
         auto* out = reinterpret_cast<float*>(packed_rows);
-        if (!rows_are_packed || width > kTileDepth)
-          pack(matrix, width, rows.begin, rows.count, kernels_.panel_rows, k, depth, scale, out);
+        if (pack_rows) pack(values, width, rows.begin, rows.count, kernels_.panel_rows, k, depth, scale, out);
         kernels_.tile(out, reinterpret_cast<const float*>(packed), round_up(rows.count, kernels_.panel_rows), padded_cols,
                       depth, k == 0, scores, stride_);
       }
@@ -621,21 +649,23 @@ class Search {
       std::copy_n(features_ + int64_t{number[c]} * d_, d_, &samples[c * d_]);
     }
     const Block cols{0, kFirstCols};
-    const Aligned<std::byte> packed = new_aligned<std::byte>(panel_bytes(round_up(kFirstCols, kernels_.panel_cols), d_));
-    pack_columns(samples.data(), d_, cols, scale_, packed.get());
+    const Aligned<std::byte> packed =
+        new_aligned<std::byte>(panel_bytes(full_.rounded, round_up(kFirstCols, kernels_.panel_cols), d_));
+    Matrix sampled = full_;
+    sampled.rows = samples.data();
+    pack_columns(sampled, cols, packed.get());
     struct Worker {
       Aligned<std::byte> rows;
       Aligned<float> scores;
       std::vector<float> lower, upper;
     };
     const auto new_worker = [&] {
-      return Worker{new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(d_, kTileDepth))),
+      return Worker{new_aligned<std::byte>(panel_bytes(full_.rounded, padded_tile_rows(), std::min(d_, kTileDepth))),
                     new_aligned<float>(padded_tile_rows() * stride_), std::vector<float>(kFirstCols),
                     std::vector<float>(kFirstCols)};
     };
     for_each_chunk(progress, rows_, tile_rows_, new_worker, [&](int64_t begin, int64_t end, Worker& worker) {
-      multiply(features_, d_, {begin, end - begin}, cols, scale_, packed.get(), worker.rows.get(), false,
-               worker.scores.get());
+      multiply(full_, {begin, end - begin}, cols, packed.get(), worker.rows.get(), false, worker.scores.get());
       for (int64_t i = begin; i < end; ++i) {
         float* keys = &worker.scores[(i - begin) * stride_];
         for (int64_t c = 0; c < kFirstCols; ++c) keys[c] = norm[c] - 2 * keys[c];
@@ -683,10 +713,13 @@ class Search {
     const auto new_worker = [&] {
       Worker worker;
       for (int64_t c = 0; c < col_tiles_; ++c)
-        worker.cols.push_back({new_aligned<std::byte>(panel_bytes(tile_cols_, d_)),
-                               new_aligned<std::byte>(panel_bytes(tile_cols_, width_)), false});
-      worker.rows = new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(d_, kTileDepth)));
-      worker.sketch_rows = new_aligned<std::byte>(panel_bytes(padded_tile_rows(), std::min(width_, kTileDepth)));
+        worker.cols.push_back({new_aligned<std::byte>(panel_bytes(full_.rounded, tile_cols_, d_)),
+                               new_aligned<std::byte>(panel_bytes(sketch_.rounded, tile_cols_, width_)), false});
+      const auto new_rows = [&](const RoundedKernels* rounded, int64_t width) {
+        return new_aligned<std::byte>(panel_bytes(rounded, padded_tile_rows(), std::min(width, kTileDepth)));
+      };
+      worker.rows = new_rows(full_.rounded, d_);
+      worker.sketch_rows = new_rows(sketch_.rounded, width_);
       worker.scores = new_aligned<float>(padded_tile_rows() * stride_);
       if (d_ == 0) std::fill_n(worker.scores.get(), padded_tile_rows() * stride_, 0.0f);
       worker.hits.reset(new TileHit[tile_rows_ * tile_cols_]);
@@ -703,7 +736,7 @@ class Search {
       const int64_t col_tiles = (col_end - item.col_begin + tile_cols_ - 1) / tile_cols_;
       for (int64_t c = 0; c < col_tiles; ++c) {
         worker.cols[c].packed = false;
-        if (width_) pack_columns(sketches_.get(), width_, columns_of(c), 1.0, worker.cols[c].sketch.get());
+        if (width_) pack_columns(sketch_, columns_of(c), worker.cols[c].sketch.get());
       }
       const int64_t row_tiles = (item.row_end - item.row_begin + tile_rows_ - 1) / tile_rows_;
       bool rows_are_packed = false, sketches_are_packed = false;
@@ -730,8 +763,8 @@ class Search {
                        std::none_of(worker.col_limit.begin(), worker.col_limit.end(), is_open);
         int64_t found = 0;
         if (settled) {
-          multiply(sketches_.get(), width_, rows, cols, 1.0, packed.sketch.get(), worker.sketch_rows.get(),
-                   sketches_are_packed, worker.scores.get());
+          multiply(sketch_, rows, cols, packed.sketch.get(), worker.sketch_rows.get(), sketches_are_packed,
+                   worker.scores.get());
           sketches_are_packed = true;
           filter.row_reach = &sketch_reach_[rows.begin];
           found = survivors(worker.scores.get(), rows, cols, filter, hits);
@@ -742,10 +775,9 @@ class Search {
         if (settled) {
           score(rows, cols, hits, found, worker.scratch);
         } else {
-          if (!packed.packed) pack_columns(features_, d_, cols, scale_, packed.full.get());
+          if (!packed.packed) pack_columns(full_, cols, packed.full.get());
           packed.packed = true;
-          multiply(features_, d_, rows, cols, scale_, packed.full.get(), worker.rows.get(), rows_are_packed,
-                   worker.scores.get());
+          multiply(full_, rows, cols, packed.full.get(), worker.rows.get(), rows_are_packed, worker.scores.get());
           rows_are_packed = true;
           filter.row_reach = &reach_[rows.begin];
           found = survivors(worker.scores.get(), rows, cols, filter, hits);
@@ -828,7 +860,8 @@ class Search {
   const float* const farthest_;         // [rows], or null
   const int64_t rows_, split_, d_, k1_, width_, capacity_, room_;
   const bool approximate_;              // products are taken as they are: lists may miss some of the nearest
-  const Bf16Kernels* bf16_;             // null where tiles are products of float32
+  const RoundedKernels* const rounded_; // for tiles of rounded rows, or null
+  Matrix full_{}, sketch_{};
   const int64_t tile_rows_, tile_cols_, col_tiles_;
   const int64_t stride_;                // of a row of scores; a power of two would crowd few sets of the cache
   double scale_ = 1, scale_sq_ = 1, error_ = 0;

@@ -11,7 +11,7 @@ extern const SimdKernels kSimdGeneric;
 #if defined(__x86_64__)
 extern const SimdKernels kSimdAvx2, kSimdAvx512;
 #if DMIC_AMX
-extern const SimdKernels kSimdAmx;
+extern const SimdKernels kSimdVnni, kSimdAmx;
 bool amx_available();
 #endif
 #endif
@@ -36,6 +36,7 @@ const Level kLevels[] = {
     {&kSimdAvx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }},
     {&kSimdAvx512, avx512_available},
 #if DMIC_AMX
+    {&kSimdVnni, [] { return avx512_available() && __builtin_cpu_supports("avx512vnni"); }},
     {&kSimdAmx, [] { return avx512_available() && amx_available(); }},
 #endif
 #endif

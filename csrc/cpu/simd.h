@@ -3,10 +3,11 @@
 // and only proposes candidates, within the error bound stated here.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
-#define DMIC_AMX 1  // the compiler knows it; whether the processor does is asked at run time
+#define DMIC_AMX 1  // the compiler knows it, and AVX512-VNNI; whether the processor does is asked at run time
 #endif
 
 namespace dmic {
@@ -23,10 +24,14 @@ inline double tile_error(int64_t d) {
 constexpr double kTileUnderflow = 0x1p-100;
 
 // The same of a product of rows rounded to bfloat16, beside the rounding: exact products, added one by one to float32.
-constexpr int64_t kBf16Step = 32;   // columns of a product step: the depth of packed panels is a multiple
-constexpr int64_t kBf16Panel = 32;  // rows and columns of a tile are multiples
 inline double bf16_tile_error(int64_t d) {
-  const double n = static_cast<double>(d + 2 * kBf16Step) * 0x1p-24;
+  const double n = static_cast<double>(d + 64) * 0x1p-24;
+  return n / (1 - n);
+}
+
+// And of rows rounded to int16: sums of a step are exact, and become float32 in four roundings and one for each step.
+inline double int16_tile_error(int64_t d) {
+  const double n = static_cast<double>(4 + (d + kTileDepth - 1) / kTileDepth) * 0x1p-24;
   return n / (1 - n);
 }
 
@@ -50,18 +55,26 @@ struct TileHit {
   bool for_row, for_col;
 };
 
-// Tiles from rows that are rounded to bfloat16, where the processor multiplies such matrices (AMX).
-struct Bf16Kernels {
-  // Rows [first, first + count) and columns [begin, begin + depth) of a matrix [.., d], times `scale`, as panels for the
-  // rows or for the columns of `tile`: zero up to a multiple of kBf16Panel rows and kBf16Step columns.
-  void (*pack_rows)(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth,
-                    float scale, uint16_t* out);
-  void (*pack_cols)(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth,
-                    float scale, uint16_t* out);
+// Tiles from rows that are rounded to fewer bits, where the processor multiplies such values faster.
+struct RoundedKernels {
+  int64_t panel_rows, panel_cols;  // rows and columns of a tile are multiples,
+  int64_t step;                    // and the depth of packed panels is a multiple of so many columns,
+  int64_t value_bytes;             // of which each value takes so many
+  float factor;                    // of the scale that brings rows to length 1 at most, a power of two
+  double (*tile_error)(int64_t d);
+  float (*above)(float x);         // the least number that is not below x >= 0 and that rounding leaves as it is
 
-  // As SimdKernels::tile, of such panels; rows, cols and depth are the padded ones.
-  void (*tile)(const uint16_t* packed_rows, const uint16_t* packed_cols, int64_t rows, int64_t cols, int64_t depth,
-               bool first, float* scores, int64_t stride);
+  // Rows [first, first + count) and columns [begin, begin + depth) of a matrix [.., d], times `scale`, as panels for the
+  // rows or for the columns of `tile`: zero up to a multiple of panel_rows or panel_cols, and of step.
+  void (*pack_rows)(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth,
+                    float scale, std::byte* out);
+  void (*pack_cols)(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth,
+                    float scale, std::byte* out);
+
+  // As SimdKernels::tile, of such panels; rows, cols and depth are the padded ones, and products are multiplied by
+  // `unit`: one over factor^2.
+  void (*tile)(const std::byte* packed_rows, const std::byte* packed_cols, int64_t rows, int64_t cols, int64_t depth,
+               bool first, float unit, float* scores, int64_t stride);
 
   // Sum of the squares of what rounding takes from each value of x times `scale`.
   double (*residual)(const float* x, int64_t d, float scale);
@@ -96,7 +109,7 @@ struct SimdKernels {
   // Sum of min(dense[cols[t]], values[t]).
   int64_t (*overlap)(const int32_t* dense, const int32_t* cols, const int32_t* values, int64_t count);
 
-  const Bf16Kernels* bf16 = nullptr;  // null where float32 is as fast
+  const RoundedKernels* rounded = nullptr;  // null where float32 is as fast
 };
 
 // The level in use: the best one that this processor has, or the one that set_simd_level asked for (tests do).

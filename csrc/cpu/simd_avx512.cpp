@@ -1,10 +1,13 @@
-// AVX-512 level: 16 floats and 8 doubles a register, fused multiply-add. The AMX level is the same with tile products
-// of rows that are rounded to bfloat16.
+// AVX-512 level: 16 floats and 8 doubles a register, fused multiply-add. The levels beyond are the same with tile
+// products of rows that are rounded: to int16 with VNNI, to bfloat16 with AMX.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <bit>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "../canonical/dot.h"
 #include "simd.h"
@@ -52,61 +55,11 @@ struct Simd {
 
 #include "simd_kernels.inl"
 
-}  // namespace dmic::avx512
+constexpr int64_t kLineBytes = 64;
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-namespace dmic {
-extern const SimdKernels kSimdAvx512 = avx512::kKernels;
-}
-
-#if DMIC_AMX
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")
-#endif
-
-namespace dmic::amx {
-
-constexpr int64_t kTile = 16;                          // rows of a tile register, of 64 bytes each
-constexpr int64_t kTileValues = kTile * kBf16Step;
-
-// 32 values of a row as bfloat16, to nearest even, those from `count` on zero; denormal ones become zero.
-inline __m512i round_step(const float* x, int64_t count, __m512 scale) {
-  const __mmask16 low = _cvtu32_mask16(count >= 16 ? 0xffff : (1u << count) - 1);
-  const __mmask16 high = _cvtu32_mask16(count >= 32 ? 0xffff : count <= 16 ? 0 : (1u << (count - 16)) - 1);
-  const __m512 first = _mm512_mul_ps(_mm512_maskz_loadu_ps(low, x), scale);
-  const __m512 second = _mm512_mul_ps(_mm512_maskz_loadu_ps(high, x + 16), scale);
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
-}
-
-// Tiles of 16 rows and one step, all steps of a panel of 16 rows one after the other.
-void pack_rows(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth, float scale,
-               uint16_t* out) {
-  const __m512 factor = _mm512_set1_ps(scale);
-  const int64_t padded = (count + kBf16Panel - 1) / kBf16Panel * kBf16Panel;
-  for (int64_t panel = 0; panel < padded; panel += kTile, out += kTile * ((depth + kBf16Step - 1) / kBf16Step * kBf16Step))
-    for (int64_t r = 0; r < kTile; ++r) {
-      const float* x = matrix + (first + panel + r) * d + begin;
-      for (int64_t k = 0; k < depth; k += kBf16Step) {
-        const bool inside = panel + r < count;
-        const __m512i step = inside ? round_step(x + k, depth - k, factor) : _mm512_setzero_si512();
-        _mm512_store_si512(out + k * kTile + r * kBf16Step, step);
-      }
-    }
-}
-
-// A 16 x 16 matrix of 32-bit words, rows 64 bytes apart, becomes its transpose.
-inline void transpose(uint16_t* words) {
-  __m512i a[16], b[16];
-#pragma GCC unroll 16
-  for (int r = 0; r < 16; ++r) a[r] = _mm512_load_si512(words + r * kBf16Step);
+// A 16 x 16 matrix of 32-bit words becomes its transpose.
+inline void transpose(__m512i* a) {
+  __m512i b[16];
 #pragma GCC unroll 8
   for (int r = 0; r < 16; r += 2) {
     b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
@@ -130,15 +83,218 @@ inline void transpose(uint16_t* words) {
     b[c + 12] = _mm512_shuffle_i32x4(odd, odd_2, 0xdd);
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < 16; ++r) _mm512_store_si512(words + r * kBf16Step, b[r]);
+  for (int r = 0; r < 16; ++r) a[r] = b[r];
+}
+
+}  // namespace dmic::avx512
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace dmic {
+extern const SimdKernels kSimdAvx512 = avx512::kKernels;
+}
+
+#if DMIC_AMX
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512vnni")
+#endif
+
+namespace dmic::vnni {
+
+using avx512::kLineBytes;
+constexpr int64_t kPanelRows = 14, kPanelCols = 32, kStep = 32;
+constexpr int64_t kWordBytes = 4, kWords = kLineBytes / kWordBytes;  // products are of the two columns of a word
+constexpr float kFactor = 0x1p14f;  // so that no sum of a step, at most its square, overflows
+
+// 32 values of a row, those from `count` on zero, to the nearest integers.
+inline __m512i round_step(const float* x, int64_t count, __m512 scale) {
+  const __mmask16 low = _cvtu32_mask16(count >= 16 ? 0xffff : (1u << count) - 1);
+  const __mmask16 high = _cvtu32_mask16(count >= 32 ? 0xffff : count <= 16 ? 0 : (1u << (count - 16)) - 1);
+  const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(low, x), scale));
+  const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(high, x + 16), scale));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtsepi32_epi16(first)), _mm512_cvtsepi32_epi16(second), 1);
+}
+
+// A step of up to 16 rows: lines of a word of each row.
+inline void round_rows(const float* matrix, int64_t d, int64_t rows, int64_t columns, __m512 scale, __m512i* lines) {
+#pragma GCC unroll 16
+  for (int64_t r = 0; r < 16; ++r) lines[r] = r < rows ? round_step(matrix + r * d, columns, scale) : _mm512_setzero_si512();
+  avx512::transpose(lines);
+}
+
+void pack_rows(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth, float scale,
+               std::byte* out) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (int64_t panel = 0; panel < count; panel += kPanelRows)
+    for (int64_t k = 0; k < depth; k += kStep) {
+      const int64_t rows = count - panel < kPanelRows ? count - panel : kPanelRows;
+      __m512i lines[kWords];
+      round_rows(matrix + (first + panel) * d + begin + k, d, rows, depth - k, factor, lines);
+#pragma GCC unroll 16
+      for (int64_t word = 0; word < kWords; ++word, out += kPanelRows * kWordBytes)
+        _mm512_mask_storeu_epi32(out, (1u << kPanelRows) - 1, lines[word]);
+    }
+}
+
+void pack_cols(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth, float scale,
+               std::byte* out) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  for (int64_t panel = 0; panel < count; panel += kPanelCols)
+    for (int64_t k = 0; k < depth; k += kStep, out += kPanelCols * kWords * kWordBytes)
+      for (int64_t half = 0; half < kPanelCols; half += 16) {
+        const int64_t rows = count - panel - half;
+        __m512i lines[kWords];
+        round_rows(matrix + (first + panel + half) * d + begin + k, d, rows, depth - k, factor, lines);
+#pragma GCC unroll 16
+        for (int64_t word = 0; word < kWords; ++word)
+          _mm512_store_si512(out + (word * kPanelCols + half) * kWordBytes, lines[word]);
+      }
+}
+
+// _mm512_dpwssd_epi32, with which GCC 12 keeps sums in memory too.
+inline void multiply_add(__m512i& sum, __m512i x, __m512i y) { __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y)); }
+
+// One panel: kPanelRows x kPanelCols sums in registers over the whole depth.
+inline void tile_panel(const std::byte* rows, const std::byte* cols, int64_t words, bool first, __m512 unit, float* scores,
+                       int64_t stride) {
+  __m512i sum[kPanelRows][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < kPanelRows; ++r) sum[r][0] = sum[r][1] = _mm512_setzero_si512();
+  for (int64_t w = 0; w < words; ++w) {
+    const __m512i left = _mm512_load_si512(cols), right = _mm512_load_si512(cols + kLineBytes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kPanelRows; ++r) {
+      int32_t word;
+      std::memcpy(&word, rows + r * kWordBytes, kWordBytes);
+      const __m512i x = _mm512_set1_epi32(word);
+      multiply_add(sum[r][0], x, left);
+      multiply_add(sum[r][1], x, right);
+    }
+    rows += kPanelRows * kWordBytes;
+    cols += kPanelCols * kWordBytes;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kPanelRows; ++r) {
+    float* out = scores + r * stride;
+    __m512 left = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][0]), unit);
+    __m512 right = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][1]), unit);
+    if (!first) {
+      left = _mm512_add_ps(left, _mm512_loadu_ps(out));
+      right = _mm512_add_ps(right, _mm512_loadu_ps(out + 16));
+    }
+    _mm512_storeu_ps(out, left);
+    _mm512_storeu_ps(out + 16, right);
+  }
+}
+
+void tile(const std::byte* packed_rows, const std::byte* packed_cols, int64_t rows, int64_t cols, int64_t depth, bool first,
+          float unit, float* scores, int64_t stride) {
+  const int64_t words = depth * 2 / kWordBytes;
+  for (int64_t c = 0; c < cols; c += kPanelCols)
+    for (int64_t r = 0; r < rows; r += kPanelRows)
+      tile_panel(packed_rows + r * words * kWordBytes, packed_cols + c * words * kWordBytes, words, first,
+                 _mm512_set1_ps(unit), scores + r * stride + c, stride);
+}
+
+double residual(const float* x, int64_t d, float scale) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  __m512 sum = _mm512_setzero_ps();
+  double total = 0;
+  for (int64_t k = 0; k < d; k += 16) {
+    const __mmask16 inside = _cvtu32_mask16(d - k >= 16 ? 0xffff : (1u << (d - k)) - 1);
+    const __m512 value = _mm512_mul_ps(_mm512_maskz_loadu_ps(inside, x + k), factor);
+    const __m512 lost = _mm512_sub_ps(value, _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    sum = _mm512_fmadd_ps(lost, lost, sum);
+    if ((k + 16) % 512 == 0 || k + 16 >= d) {  // 32 additions each: float32 is enough, as its user knows
+      total += _mm512_reduce_add_ps(sum);
+      sum = _mm512_setzero_ps();
+    }
+  }
+  return total;
+}
+
+float above(float x) { return std::ceil(x * kFactor) / kFactor; }
+
+constexpr RoundedKernels kInt16{kPanelRows, kPanelCols, kStep,     2,         kFactor, int16_tile_error,
+                                above,      pack_rows,  pack_cols, tile,      residual};
+
+constexpr SimdKernels with_int16(SimdKernels kernels) {
+  kernels.name = "vnni";
+  kernels.rounded = &kInt16;
+  return kernels;
+}
+
+}  // namespace dmic::vnni
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace dmic {
+extern const SimdKernels kSimdVnni = vnni::with_int16(avx512::kKernels);
+}
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512bf16,amx-tile,amx-bf16")
+#endif
+
+namespace dmic::amx {
+
+constexpr int64_t kTile = 16;                          // rows of a tile register, of 64 bytes each
+constexpr int64_t kPanel = 2 * kTile, kStep = 32;
+constexpr int64_t kTileBytes = kTile * avx512::kLineBytes;
+
+// 32 values of a row as bfloat16, to nearest even, those from `count` on zero; denormal ones become zero.
+inline __m512i round_step(const float* x, int64_t count, __m512 scale) {
+  const __mmask16 low = _cvtu32_mask16(count >= 16 ? 0xffff : (1u << count) - 1);
+  const __mmask16 high = _cvtu32_mask16(count >= 32 ? 0xffff : count <= 16 ? 0 : (1u << (count - 16)) - 1);
+  const __m512 first = _mm512_mul_ps(_mm512_maskz_loadu_ps(low, x), scale);
+  const __m512 second = _mm512_mul_ps(_mm512_maskz_loadu_ps(high, x + 16), scale);
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+}
+
+// Tiles of 16 rows and one step, all steps of a panel of 16 rows one after the other.
+void pack_rows(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth, float scale,
+               std::byte* out) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  const int64_t padded = (count + kPanel - 1) / kPanel * kPanel, steps = (depth + kStep - 1) / kStep;
+  for (int64_t panel = 0; panel < padded; panel += kTile, out += steps * kTileBytes)
+    for (int64_t r = 0; r < kTile; ++r) {
+      const float* x = matrix + (first + panel + r) * d + begin;
+      for (int64_t step = 0; step < steps; ++step) {
+        const bool inside = panel + r < count;
+        const int64_t k = step * kStep;
+        const __m512i values = inside ? round_step(x + k, depth - k, factor) : _mm512_setzero_si512();
+        _mm512_store_si512(out + step * kTileBytes + r * avx512::kLineBytes, values);
+      }
+    }
 }
 
 // The same tiles with pairs of columns in the place of columns: what the second operand of the product wants.
 void pack_cols(const float* matrix, int64_t d, int64_t first, int64_t count, int64_t begin, int64_t depth, float scale,
-               uint16_t* out) {
+               std::byte* out) {
   pack_rows(matrix, d, first, count, begin, depth, scale, out);
-  const int64_t tiles = (count + kBf16Panel - 1) / kBf16Panel * (kBf16Panel / kTile) * ((depth + kBf16Step - 1) / kBf16Step);
-  for (int64_t t = 0; t < tiles; ++t) transpose(out + t * kTileValues);
+  const int64_t tiles = (count + kPanel - 1) / kPanel * (kPanel / kTile) * ((depth + kStep - 1) / kStep);
+  for (int64_t t = 0; t < tiles; ++t, out += kTileBytes) {
+    __m512i lines[16];
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) lines[r] = _mm512_load_si512(out + r * avx512::kLineBytes);
+    avx512::transpose(lines);
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) _mm512_store_si512(out + r * avx512::kLineBytes, lines[r]);
+  }
 }
 
 struct alignas(64) TileConfig {  // eight registers of 16 rows of 64 bytes
@@ -148,8 +304,8 @@ struct alignas(64) TileConfig {  // eight registers of 16 rows of 64 bytes
 };
 
 // Blocks of 2 x 2 tiles of scores stay in registers over the whole depth.
-void tile(const uint16_t* packed_rows, const uint16_t* packed_cols, int64_t rows, int64_t cols, int64_t depth, bool first,
-          float* scores, int64_t stride) {
+void tile(const std::byte* packed_rows, const std::byte* packed_cols, int64_t rows, int64_t cols, int64_t depth, bool first,
+          float /*unit*/, float* scores, int64_t stride) {
   const TileConfig config;
   _tile_loadconfig(&config);
   const int64_t bytes = stride * sizeof(float);
@@ -168,13 +324,14 @@ void tile(const uint16_t* packed_rows, const uint16_t* packed_cols, int64_t rows
         _tile_loadd(2, below, bytes);
         _tile_loadd(3, below + kTile, bytes);
       }
-      const uint16_t* left = packed_rows + r * depth;
-      const uint16_t* right = packed_cols + c * depth;
-      for (int64_t k = 0; k < depth; k += kBf16Step) {
-        _tile_loadd(4, left + k * kTile, 64);
-        _tile_loadd(5, left + (k + depth) * kTile, 64);
-        _tile_loadd(6, right + k * kTile, 64);
-        _tile_loadd(7, right + (k + depth) * kTile, 64);
+      const int64_t steps = depth / kStep;
+      const std::byte* left = packed_rows + r / kTile * steps * kTileBytes;
+      const std::byte* right = packed_cols + c / kTile * steps * kTileBytes;
+      for (int64_t step = 0; step < steps; ++step) {
+        _tile_loadd(4, left + step * kTileBytes, 64);
+        _tile_loadd(5, left + (step + steps) * kTileBytes, 64);
+        _tile_loadd(6, right + step * kTileBytes, 64);
+        _tile_loadd(7, right + (step + steps) * kTileBytes, 64);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
@@ -192,7 +349,7 @@ double residual(const float* x, int64_t d, float scale) {
   const __m512 factor = _mm512_set1_ps(scale);
   __m512 sum = _mm512_setzero_ps();
   double total = 0;
-  for (int64_t k = 0; k < d; k += kBf16Step) {
+  for (int64_t k = 0; k < d; k += kStep) {
     const __m512i rounded = round_step(x + k, d - k, factor);
     for (int half = 0; half < 2; ++half) {
       const int64_t left = d - k - 16 * half;
@@ -203,7 +360,7 @@ double residual(const float* x, int64_t d, float scale) {
       const __m512 lost = _mm512_sub_ps(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + k + 16 * half), factor), kept);
       sum = _mm512_fmadd_ps(lost, lost, sum);
     }
-    if ((k + kBf16Step) % 512 == 0 || k + kBf16Step >= d) {  // 32 additions each: float32 is enough, as its user knows
+    if ((k + kStep) % 512 == 0 || k + kStep >= d) {  // 32 additions each: float32 is enough, as its user knows
       total += _mm512_reduce_add_ps(sum);
       sum = _mm512_setzero_ps();
     }
@@ -211,11 +368,16 @@ double residual(const float* x, int64_t d, float scale) {
   return total;
 }
 
-constexpr Bf16Kernels kBf16{pack_rows, pack_cols, tile, residual};
+float above(float x) {
+  const uint32_t bits = (std::bit_cast<uint32_t>(x) + 0xffff) & 0xffff0000;
+  return std::bit_cast<float>(bits);
+}
+
+constexpr RoundedKernels kBf16{kPanel, kPanel, kStep, 2, 1, bf16_tile_error, above, pack_rows, pack_cols, tile, residual};
 
 constexpr SimdKernels with_bf16(SimdKernels kernels) {
   kernels.name = "amx";
-  kernels.bf16 = &kBf16;
+  kernels.rounded = &kBf16;
   return kernels;
 }
 

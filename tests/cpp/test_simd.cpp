@@ -16,6 +16,7 @@
 
 namespace {
 
+using dmic::RoundedKernels;
 using dmic::SimdKernels;
 using dmic::TileFilter;
 using dmic::TileHit;
@@ -184,64 +185,114 @@ float rounded_to_bf16(float value) {  // to nearest even
   return value;
 }
 
+// To bfloat16, or to multiples of one over the factor.
+float rounded(const RoundedKernels& kernels, float value) {
+  return kernels.factor == 1 ? rounded_to_bf16(value) : std::nearbyint(value * kernels.factor) / kernels.factor;
+}
+
+void for_each_rounding(const std::function<void(const char* name, const RoundedKernels&)>& test) {
+  for_each_level([&](const SimdKernels& kernels) {
+    if (kernels.rounded) test(kernels.name, *kernels.rounded);
+  });
+}
+
 // Tiles of any rows of a wider matrix, as the caller packs them: what is beyond the rows and the columns is zero.
-void bf16_products_are_those_of_rounded_rows() {
-  for_each_level([](const SimdKernels& kernels) {
-    if (!kernels.bf16) return;
+void rounded_products_are_those_of_rounded_rows() {
+  for_each_rounding([](const char* name, const RoundedKernels& kernels) {
     std::mt19937_64 random(22);
     const auto uniform = [&] { return static_cast<float>(random() >> 40) * 0x1p-24f; };
     const auto padded = [](int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; };
     for (const int64_t d : {1, 2, 15, 16, 17, 31, 32, 33, 95, 256, 300, 700})
-      for (const int64_t count : {1, 15, 16, 17, 32, 40}) {
-        const int64_t first = 3, columns = 31 + static_cast<int64_t>(random() % 40), stride = padded(columns, 32);
-        const int64_t most_rows = padded(count, 32), depth = padded(std::min<int64_t>(d, 256), 32);
+      for (const int64_t count : {1, 13, 14, 15, 16, 17, 32, 40}) {
+        const int64_t first = 3, columns = 31 + static_cast<int64_t>(random() % 40);
+        const int64_t stride = padded(columns, kernels.panel_cols), most_rows = padded(count, kernels.panel_rows);
+        const int64_t depth = padded(std::min<int64_t>(d, 256), kernels.step);
         std::vector<float> matrix((first + 80) * d), scores(most_rows * stride, std::nanf(""));
-        for (float& value : matrix) value = std::ldexp(uniform() - 0.5f, -static_cast<int>(random() % 12));
-        const float scale = 0.25f;
+        const float size = static_cast<float>(1 / std::sqrt(static_cast<double>(d)));  // rows are no longer than 1
+        for (float& value : matrix) value = std::ldexp(size * (2 * uniform() - 1), 2 - static_cast<int>(random() % 12));
+        const float scale = 0.25f, unit = 1 / (kernels.factor * kernels.factor);
         struct alignas(64) Line {
-          uint16_t values[32];
+          std::byte values[64];
         };
-        std::vector<Line> rows(most_rows * depth / 32), cols(stride * depth / 32);
+        const auto lines = [&](int64_t rows) { return std::vector<Line>(rows * depth * kernels.value_bytes / 64 + 1); };
+        std::vector<Line> rows = lines(most_rows), cols = lines(stride);
         for (int64_t k = 0; k < d; k += 256) {
           const int64_t part = std::min<int64_t>(256, d - k);
-          kernels.bf16->pack_rows(matrix.data(), d, first, count, k, part, scale, rows[0].values);
-          kernels.bf16->pack_cols(matrix.data(), d, 0, columns, k, part, scale, cols[0].values);
-          kernels.bf16->tile(rows[0].values, cols[0].values, most_rows, stride, padded(part, 32), k == 0, scores.data(),
-                             stride);
+          kernels.pack_rows(matrix.data(), d, first, count, k, part, scale * kernels.factor, rows[0].values);
+          kernels.pack_cols(matrix.data(), d, 0, columns, k, part, scale * kernels.factor, cols[0].values);
+          kernels.tile(rows[0].values, cols[0].values, most_rows, stride, padded(part, kernels.step), k == 0, unit,
+                       scores.data(), stride);
         }
         for (int64_t r = 0; r < most_rows; ++r)
           for (int64_t c = 0; c < stride; ++c) {
             double exact = 0, x_sq = 0, y_sq = 0;
             for (int64_t k = 0; k < d && r < count && c < columns; ++k) {
-              const double x = rounded_to_bf16(scale * matrix[(first + r) * d + k]);
-              const double y = rounded_to_bf16(scale * matrix[c * d + k]);
+              const double x = rounded(kernels, scale * matrix[(first + r) * d + k]);
+              const double y = rounded(kernels, scale * matrix[c * d + k]);
               exact += x * y;
               x_sq += x * x;
               y_sq += y * y;
             }
             const double error = std::fabs(scores[r * stride + c] - exact);
-            const double bound = dmic::bf16_tile_error(d) * std::sqrt(x_sq * y_sq);
-            check(error <= bound, kernels.name, ": d = ", d, ", row ", r, ", column ", c, ": off by ", error);
+            const double bound = kernels.tile_error(d) * std::sqrt(x_sq * y_sq);
+            check(error <= bound, name, ": d = ", d, ", row ", r, ", column ", c, ": off by ", error);
           }
       }
   });
 }
 
-void residuals_are_what_rounding_to_bf16_takes() {
-  for_each_level([](const SimdKernels& kernels) {
-    if (!kernels.bf16) return;
+// Rows of one value that is 1 or -1: the largest products there are, and the largest sums.
+void rounded_products_do_not_overflow() {
+  for_each_rounding([](const char* name, const RoundedKernels& kernels) {
+    const int64_t d = 256, rows = kernels.panel_rows, cols = kernels.panel_cols;
+    struct alignas(64) Line {
+      std::byte values[64];
+    };
+    for (const int64_t spread : {int64_t{1}, int64_t{4}, d}) {
+      std::vector<float> matrix((rows + cols) * d), scores(rows * cols);
+      for (int64_t i = 0; i < rows + cols; ++i)
+        for (int64_t k = 0; k < spread; ++k) matrix[i * d + k] = static_cast<float>((i % 2 ? -1 : 1) / std::sqrt(spread));
+      std::vector<Line> left(rows * d * kernels.value_bytes / 64 + 1), right(cols * d * kernels.value_bytes / 64 + 1);
+      kernels.pack_rows(matrix.data(), d, 0, rows, 0, d, kernels.factor, left[0].values);
+      kernels.pack_cols(matrix.data(), d, rows, cols, 0, d, kernels.factor, right[0].values);
+      kernels.tile(left[0].values, right[0].values, rows, cols, d, true, 1 / (kernels.factor * kernels.factor),
+                   scores.data(), cols);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < cols; ++c) {
+          const float want = (r + rows + c) % 2 ? -1 : 1;
+          check(std::fabs(scores[r * cols + c] - want) < 1e-3f, name, ": got ", scores[r * cols + c], ", not ", want);
+        }
+    }
+  });
+}
+
+void residuals_are_what_rounding_takes() {
+  for_each_rounding([](const char* name, const RoundedKernels& kernels) {
     std::mt19937_64 random(23);
     for (const int64_t d : {0, 1, 15, 16, 17, 31, 32, 33, 500, 512, 2047, 4100}) {
       std::vector<float> x(d);
       double lost = 0;
       for (float& value : x) {
         value = std::ldexp(static_cast<float>(random() >> 40) * 0x1p-24f - 0.5f, -static_cast<int>(random() % 20));
-        const double scaled = 0.5f * value, rounded = rounded_to_bf16(0.5f * value);
-        lost += (scaled - rounded) * (scaled - rounded);
+        const double scaled = 0.5f * value, kept = rounded(kernels, 0.5f * value);
+        lost += (scaled - kept) * (scaled - kept);
       }
-      const double got = kernels.bf16->residual(x.data(), d, 0.5f);
-      check(std::fabs(got - lost) <= 1e-4 * lost, kernels.name, ": d = ", d, ", got ", got, ", not ", lost);
+      const double got = kernels.residual(x.data(), d, 0.5f * kernels.factor) / kernels.factor / kernels.factor;
+      check(std::fabs(got - lost) <= 1e-4 * lost, name, ": d = ", d, ", got ", got, ", not ", lost);
     }
+  });
+}
+
+void what_is_rounded_up_stays_as_it_is() {
+  for_each_rounding([](const char* name, const RoundedKernels& kernels) {
+    std::mt19937_64 random(24);
+    for (int turn = 0; turn < 10000; ++turn) {
+      const float x = std::ldexp(static_cast<float>(random() >> 40) * 0x1p-24f, -static_cast<int>(random() % 20));
+      const float above = kernels.above(x), step = kernels.factor == 1 ? x * 0x1p-6f : 1 / kernels.factor;
+      check(above >= x && above <= x + step, name, ": ", above, " of ", x);
+      check(rounded(kernels, above) == above, name, ": ", above, " is rounded");
+    }
+    check(kernels.above(0) == 0 && kernels.above(1) == 1, name, ": 0 and 1 stay");
   });
 }
 
@@ -399,8 +450,10 @@ int main() {
       {"no rows have no dots", no_rows_have_no_dots},
       {"tile products are within their bound", tile_products_are_within_their_bound},
       {"tile products can come close to their bound", tile_products_can_come_close_to_their_bound},
-      {"bf16 products are those of rounded rows", bf16_products_are_those_of_rounded_rows},
-      {"residuals are what rounding to bf16 takes", residuals_are_what_rounding_to_bf16_takes},
+      {"rounded products are those of rounded rows", rounded_products_are_those_of_rounded_rows},
+      {"rounded products do not overflow", rounded_products_do_not_overflow},
+      {"residuals are what rounding takes", residuals_are_what_rounding_takes},
+      {"what is rounded up stays as it is", what_is_rounded_up_stays_as_it_is},
       {"filters keep what a plain loop keeps", filters_keep_what_a_plain_loop_keeps},
       {"filters keep a single score at its limit", filters_keep_a_single_score_at_its_limit},
       {"bounds hold whatever a key may be off by", bounds_hold_whatever_a_key_may_be_off_by},

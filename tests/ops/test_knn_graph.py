@@ -190,6 +190,14 @@ def test_one_far_sample_does_not_blur_the_others(backend):
     assert_same_bits(search(backend, features, 20), reference.knn_graph(features, 20))
 
 
+@pytest.mark.not_emulated("a GPU rounds to float16")
+def test_short_rows_that_rounding_to_integers_blurs_still_find_their_neighbors(backend):
+    """Rows a thousand times shorter than the longest: a step of the integers is a tenth of them."""
+    features = gallery(1500, 64, seed=14, noise=0.3).features
+    features *= np.float32(2.0) ** -np.random.default_rng(14).integers(0, 11, (1500, 1))
+    assert_same_bits(search(backend, features, 20), reference.knn_graph(features, 20))
+
+
 def test_samples_sorted_from_far_to_near_still_find_their_neighbors(backend):
     """Every later sample is nearer than all before it: no early threshold rejects anything."""
     features = (np.arange(backend.size(900, 210), 0, -1, dtype=np.float32) ** 2)[:, None] * np.ones((1, 3), np.float32)
@@ -232,13 +240,14 @@ def test_neighbors_that_float32_products_rank_last_are_found(backend, num_far, b
 
 
 @pytest.mark.not_emulated("a GPU rounds to float16")
-def test_neighbors_that_bfloat16_products_rank_behind_lures_are_found(backend):
-    """Near rows differ by 2**-13 where bfloat16 rounds them 2**-7 apart; a lure is what rounding makes of one of them.
-    Other samples are far, so that products of bfloat16 are taken at all."""
+@pytest.mark.parametrize("step", [2.0**-7, 2.0**-10], ids=["bfloat16", "int16"])
+def test_neighbors_that_rounded_products_rank_behind_lures_are_found(backend, step):
+    """Near rows differ by step / 64 where they are rounded a step apart; a lure is what rounding makes of one of them.
+    Other samples are far, so that products of rounded rows are taken at all."""
     rng = np.random.default_rng(13)
     up = np.stack([rng.permutation(64) < 32 for _ in range(50)])
-    near = 1 + 2.0**-8 + np.where(up, 1, -1) * 2.0**-14
-    lures = np.repeat(1 + up * 2.0**-7, 10, axis=0)
+    near = 1 + step / 2 + np.where(up, 1, -1) * step / 128
+    lures = np.repeat(1 + up * step, 10, axis=0)
     features = np.concatenate([near, lures, rng.normal(0, 1, (3000, 64))]).astype(np.float32)
     order = rng.permutation(len(features))
     idx, dist = search(backend, features[order], 40)
@@ -247,14 +256,15 @@ def test_neighbors_that_bfloat16_products_rank_behind_lures_are_found(backend):
 
 
 @pytest.mark.not_emulated("thresholds of a CPU")
-def test_first_thresholds_allow_for_what_rounding_takes_from_the_samples_that_give_them(backend):
+@pytest.mark.parametrize("step", [2.0**-7, 2.0**-10], ids=["bfloat16", "int16"])
+def test_first_thresholds_allow_for_what_rounding_takes_from_the_samples_that_give_them(backend, step):
     """The samples are every 16th row: lures of one near row, whose rounded products say that they are the same."""
     rng = np.random.default_rng(17)
     features = rng.normal(0, 1, (4096, 64)).astype(np.float32)
     up = np.stack([rng.permutation(64) < 32 for _ in range(50)])
     near = np.sort(rng.choice(np.flatnonzero(np.arange(4096) % 16), 50, replace=False))
-    features[near] = 1 + 2.0**-8 + np.where(up, 1, -1) * 2.0**-14
-    features[::16][:100] = 1 + up[0] * 2.0**-7
+    features[near] = 1 + step / 2 + np.where(up, 1, -1) * step / 128
+    features[::16][:100] = 1 + up[0] * step
     idx, dist = search(backend, features, 40)
     assert_same_bits((idx, dist), reference.knn_graph(features, 40))
     assert np.isin(idx[near], near).all(), "a lure is nearer than a near row"
@@ -370,7 +380,7 @@ def test_the_public_search_takes_directions_where_they_pay(monkeypatch):
 
 def test_directions_of_a_part_are_chosen_for_the_whole():
     features = torch.from_numpy(steep(3000, 256, 5))
-    found = [leading_directions(features, 20, num_samples, in_bf16=True) for num_samples in (None, 6_000, 50_000)]
+    found = [leading_directions(features, 20, num_samples, simd="amx") for num_samples in (None, 6_000, 50_000)]
     assert [None if directions is None else len(directions) for directions in found] == [None, None, 31]
     assert leading_directions(features[:599], 20, 50_000) is None, "too few to tell"
     assert leading_directions(features[:600], 20, 50_000) is not None
@@ -381,7 +391,7 @@ def test_short_lists_in_large_galleries_need_all_directions_of_the_features_too(
     basis = torch.linalg.qr(torch.randn(256, 60, generator=random)).Q.T
     features = torch.randn(6000, 60, generator=random) @ basis + 0.01 * torch.randn(6000, 256, generator=random)
     assert [len(leading_directions(features, k1)) for k1 in (1, 2, 40)] == [63, 63, 63]
-    assert leading_directions(features, 40, in_bf16=True) is None, "products of 256 columns cost next to nothing there"
+    assert leading_directions(features, 40, simd="amx") is None, "products of 256 columns cost next to nothing there"
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
