@@ -38,9 +38,12 @@ def check_dataset(
         progress: called as progress("decoding", done, total) from this thread; what it raises stops the check.
 
     Raises:
-        ValueError: an unknown kind, or a manifest that is not there or cannot be read without another package.
+        ValueError: an unknown kind, no thread to decode, or a manifest that is not there or cannot be read without
+            another package.
     """
     check_kind("check_dataset", kind)
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"check_dataset: num_workers must be at least 1, got {num_workers}")
     scans = _scan(kind, root)
     paths = list(dict.fromkeys(path for scan in scans.values() for path in (*scan.train.paths, *scan.test.paths)))
     probes = dict(zip(paths, probe_images(paths, num_workers=num_workers, progress=progress), strict=True))
