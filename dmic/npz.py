@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ def check_output(out: Path, source: Path, suffixes: tuple[str, ...] = (".npz",))
         raise ValueError(f"{out}: the extension of the output must be {allowed}, got {out.suffix or 'none'}")
     if not out.parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.parent}")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{out}: there is no permission to write to the folder {out.parent}")
     if out.is_dir():
         raise ValueError(f"{out}: is a folder")
     if out.exists() and source.exists() and out.samefile(source):

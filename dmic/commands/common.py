@@ -15,6 +15,8 @@ from .. import process_group
 from .._arrays import check_device
 from ..process_group import Group
 
+MOST_MINUTES = 10**6  # two years
+
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """`--set section.key=value`, as often as needed."""
@@ -38,11 +40,21 @@ def add_timeout(parser: argparse.ArgumentParser, minutes: float) -> None:
     """`--timeout`, and its default."""
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_minutes,
         default=minutes,
         metavar="MINUTES",
         help=f"under torchrun: give a silent rank up (default: {minutes})",
     )
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(f"must be minutes in (0, {MOST_MINUTES}], got {text!r}")
+    return minutes
 
 
 @contextmanager
