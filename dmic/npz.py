@@ -1,4 +1,4 @@
-"""Results as .npz or .safetensors files, written whole or not at all."""
+"""Results as files, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_output(out: Path, source: Path, suffixes: tuple[str, ...] = (".npz",))
     if out.is_dir():
         raise ValueError(f"{out}: is a folder")
     if out.exists() and source.exists() and out.samefile(source):
-        raise ValueError(f"{out}: would overwrite the features")
+        raise ValueError(f"{out}: is what this command reads; choose another output")
 
 
 def write_safetensors(path: Path, texts: dict[str, str], **arrays: np.ndarray) -> None:

@@ -264,7 +264,7 @@ def test_bad_input_is_one_line_exit_code_2_and_no_output(files, gallery, run, ar
     [
         ("labels.npy", "labels.npy: the extension of the output must be .npz, got .npy"),
         ("no/labels.npz", "no/labels.npz: there is no folder no"),
-        ("gallery.npz", "gallery.npz: would overwrite the features"),
+        ("gallery.npz", "gallery.npz: is what this command reads; choose another output"),
         ("folder.npz", "folder.npz: is a folder"),
     ],
 )

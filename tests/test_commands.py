@@ -185,6 +185,20 @@ class TestEvaluate:
         assert json.loads(out.read_text()) == record["retrieval"]
         assert "SYSU-MM01" in printed
 
+    @pytest.mark.parametrize(
+        ("out", "message"),
+        [
+            ("none/scores.json", "none/scores.json: there is no folder none"),
+            ("scores.txt", "scores.txt: the extension of the output must be .json, got .txt"),
+            ("folder.json", "folder.json: is a folder"),
+        ],
+    )
+    def test_a_bad_output_is_found_before_any_image_is_read(self, trained, run, tmp_path, monkeypatch, out, message):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("dmic.commands.evaluate.open_test", lambda *_: pytest.fail("too late"))
+        (tmp_path / "folder.json").mkdir()
+        assert run("evaluate", trained, "--device", "cpu", "-o", out) == (2, "", f"dmic evaluate: error: {message}\n")
+
     def test_re_ranking_is_reported_beside_the_plain_ranking(self, trained, run, tmp_path):
         out = tmp_path / "evaluation.json"
         assert run("evaluate", trained, "--rerank", "--device", "cpu", "-o", out)[0] == 0
