@@ -50,9 +50,11 @@ def check_dataset(
     problems = [problem for scan in scans.values() for problem in scan.problems]
     problems += [Problem(ERROR, path, probe.fault) for path, probe in probes.items() if probe.fault]
     for name, scan in scans.items():
-        problems += absent_modalities(scan.root, scan.train, f"{name}training")
-        if len(scan.test) or kind != "manifest":
-            problems += absent_modalities(scan.root, scan.test, f"{name}test")
+        listed = len(scan.train) + len(scan.test)
+        if listed or not any(problem.severity == ERROR for problem in scan.problems):  # else that says why
+            problems += absent_modalities(scan.root, scan.train, f"{name}training")
+            if len(scan.test) or kind != "manifest":
+                problems += absent_modalities(scan.root, scan.test, f"{name}test")
         problems += _shared_content(scan, probes)
         if kind in KNOWN_COUNTS:
             problems += [
