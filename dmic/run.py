@@ -65,8 +65,6 @@ def build_dataset(config: Config) -> Dataset:
     """The data set that a configuration names; ValueError or OSError if it is not there or damaged."""
     data = config.data
     if data.kind == "landsat":
-        if data.root:
-            raise ValueError(f"config: data.root is of no use to landsat, leave out --data; got {data.root!r}")
         return landsat_dataset(
             num_crops=data.num_crops, train_share=data.train_share, validation=data.validation, seed=data.split_seed
         )

@@ -141,8 +141,9 @@ class TestTrain:
 
     def test_a_folder_for_the_recipe_that_brings_its_images_is_an_error(self, run, tmp_path):
         code, _, err = run("train", "landsat", "--data", tmp_path, "--out", tmp_path / "run")
-        problem = f"data.root is of no use to landsat, leave out --data; got '{tmp_path}'"
-        assert (code, err) == (2, f"dmic train: error: config: {problem}\n")
+        problem = f"--data {tmp_path}: the images of landsat are part of dmic, leave it out"
+        assert (code, err) == (2, f"dmic train: error: {problem}\n")
+        assert not (tmp_path / "run").exists()
 
     def test_a_missing_recipe_or_device_is_named(self, run, tmp_path):
         assert "name a RECIPE" in run("train")[2]

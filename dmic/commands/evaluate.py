@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -87,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 def open_test(config: Config, root: Path | None) -> Dataset:
     """The data set of a run, at `root` if that is given; ValueError if it cannot be scored."""
     if root is not None:
-        config = replace(config, data=replace(config.data, root=str(root)))
+        config = common.at_data(config, root)
     dataset = build_dataset(config)
     if dataset.test is None:
         raise ValueError(f"{dataset.name} has no test images with identities, so nothing can be scored")
