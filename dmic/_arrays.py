@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+ANY_IDS = "numpy.unique(ids, return_inverse=True)[1] numbers any ids"  # what errors advise
 
-def to_tensor(array: Any, argument: str) -> torch.Tensor:
+
+def to_tensor(array: Any, argument: str, wanted: str = "real numbers or booleans") -> torch.Tensor:
     """View `array` as a torch tensor; its memory is shared wherever torch can express the layout.
 
     Args:
@@ -19,6 +21,7 @@ def to_tensor(array: Any, argument: str) -> torch.Tensor:
             foreign byte order are copied; `ml_dtypes.bfloat16` is understood), an object with `__dlpack__`,
             `__cuda_array_interface__` or `__array__`, or nested lists or tuples of numbers.
         argument: how the error calls it, such as `"knn_graph: features"`.
+        wanted: what it must hold, for the error where it holds text or objects.
 
     Returns:
         A dense tensor on the array's own device. It may alias read-only memory: callers must not write to it.
@@ -32,7 +35,7 @@ def to_tensor(array: Any, argument: str) -> torch.Tensor:
             raise ValueError(f"{argument} must be a dense tensor, got layout {array.layout}")
         return array.detach()
     if isinstance(array, np.ndarray):
-        return _from_numpy(array, argument)
+        return _from_numpy(array, argument, wanted)
     try:
         if hasattr(array, "__dlpack__"):
             return torch.from_dlpack(array)
@@ -44,7 +47,7 @@ def to_tensor(array: Any, argument: str) -> torch.Tensor:
         raise ValueError(f"{argument} cannot be read as an array of numbers, got {_kind(array)} ({reason})") from error
     if converted is None:
         raise TypeError(f"{argument} must be an array, got {_kind(array)}")
-    return _from_numpy(converted, argument)
+    return _from_numpy(converted, argument, wanted)
 
 
 def like(array: Any) -> Callable[[torch.Tensor], Any]:
@@ -73,13 +76,13 @@ class _Writable:
         self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
 
 
-def _from_numpy(array: np.ndarray, argument: str) -> torch.Tensor:
+def _from_numpy(array: np.ndarray, argument: str, wanted: str) -> torch.Tensor:
     if isinstance(array, np.ma.MaskedArray):
         raise ValueError(f"{argument} must not be a masked array; fill or drop the masked entries first")
     if array.dtype.name == "bfloat16":  # ml_dtypes; numpy itself has no such type
-        return _from_numpy(array.view(np.int16), argument).view(torch.bfloat16)
+        return _from_numpy(array.view(np.int16), argument, wanted).view(torch.bfloat16)
     if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and array.dtype.itemsize > 8):
-        raise ValueError(f"{argument} must hold real numbers or booleans, got dtype {array.dtype}")
+        raise ValueError(f"{argument} must hold {wanted}, got dtype {array.dtype}")
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if any(stride < 0 or stride % array.itemsize for stride in array.strides):

@@ -23,6 +23,9 @@ COMMANDS = {
     "doctor": "what is installed, what is missing, and what to do about it",
 }
 
+# Who raises what a command reports: of no use to somebody who called none of them.
+FUNCTIONS = ("pseudo_labels", "open_dataset", "detect_dataset", "check_dataset", "read_manifest", "write_pedestrians")
+
 USAGE_ERROR = 2
 INTERRUPTED = 130  # what a shell reports for a process that Ctrl-C ended
 
@@ -77,4 +80,7 @@ def _rank() -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).removeprefix("pseudo_labels: ").split()) or "out of memory"  # Python's says nothing
+    text = str(error)
+    for function in FUNCTIONS:
+        text = text.removeprefix(f"{function}: ")
+    return " ".join(text.split()) or "out of memory"  # Python's says nothing

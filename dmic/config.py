@@ -200,11 +200,13 @@ def load_config(name: str, settings: list[str] | tuple[str, ...] = ()) -> Config
         raise ValueError(f"config: {name} is a manifest and no configuration; train on it with: {given}")
     elif Path(name).is_file():
         config = read_toml(Path(name))
+    elif Path(name).is_dir():
+        given = f"dmic train RECIPE --data {name}, where RECIPE is one of {', '.join(sorted(known))}"
+        raise ValueError(f"config: {name} is a folder and no configuration; train on what is in it with: {given}")
     else:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"config: {name!r} is no file and no recipe, did you mean {near!r}? ({', '.join(sorted(known))})"
-        )
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f", did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"config: {name!r} is no file and no recipe{meant} ({', '.join(sorted(known))})")
     for setting in settings:
         config = _update(config, _setting(setting), "")
     return config

@@ -27,6 +27,7 @@ from .stage_files import StageFiles
 
 Progress = Callable[[str, int, int], None]
 MARKED_ROWS = 64  # by which ranks notice that their files differ
+MIX = 0x5851F42D4C957F2D  # an odd number without a pattern in its bits
 
 
 @dataclass(frozen=True)
@@ -180,16 +181,19 @@ def marked(n: int) -> list[int]:
 
 def _fingerprint(features: FeatureRows, camera_ids, modality_ids, search: Search, ring: Ring) -> str:
     """Of everything that a finished stage depends on: the same for any number of ranks."""
-    total = torch.zeros(1, dtype=torch.int64)
-    factors = torch.arange(1, features.shape[1] + 1) * 0x5851F42D4C957F2D | 1
+    totals = torch.zeros(1, 2, dtype=torch.int64)
+    factors = torch.arange(1, features.shape[1] + 1) * MIX | 1
     for rows in ring.blocks(ring.own):
         begin, end = rows.begin - ring.own.begin, rows.end - ring.own.begin
         place = (torch.arange(rows.begin, rows.end) + 1) * 0x14057B7EF767814F | 1
         bits = features.on_host().read(begin, end).view(torch.int32)
         sums = torch.cat([(part * factors).sum(1) for part in bits.split(1024)])
+        codes = torch.zeros_like(sums)
         for ids in (camera_ids, modality_ids):
-            sums = sums * 31 + (0 if ids is None else ids[begin:end].cpu() + 1)
-        total += (place * (sums ^ sums >> 29)).sum()
-    total = process_group.all_gather_rows(total, ring.group).sum()
-    settings = {**vars(search), "num_samples": ring.num_samples, "num_features": features.shape[1]}
-    return json.dumps({"features": f"{int(total) & (1 << 64) - 1:016x}", **settings}, sort_keys=True)
+            codes = (codes + (0 if ids is None else ids[begin:end].cpu() + 1)) * MIX
+        totals += torch.stack([(place * (each ^ each >> 29)).sum() for each in (sums, codes)])
+    totals = process_group.all_gather_rows(totals, ring.group).sum(0).tolist()
+    found = {name: f"{total & (1 << 64) - 1:016x}" for name, total in zip(("features", "ids"), totals, strict=True)}
+    settings = {name: value for name, value in vars(search).items() if name != "min_samples"}  # of DBSCAN, never kept
+    sizes = {"num_samples": ring.num_samples, "num_features": features.shape[1]}
+    return json.dumps({**found, **settings, **sizes}, sort_keys=True)

@@ -17,10 +17,16 @@ from .report import percent
 
 # The picture, in pixels and RGB.
 MARGIN, CROP_SIZE, GAP, FRAME = 36, 84, 10, 4
+BADGE = 20  # the side of the mark on a result
 NUM_RESULTS, NUM_QUERIES = 5, 6
 MAP_SCALE = 1.62
 BACKGROUND, INK, FAINT = (250, 250, 247), (28, 32, 38), (112, 118, 126)
 RIGHT, WRONG, QUERY = (26, 150, 92), (208, 62, 58), (226, 152, 22)
+WHITE = (255, 255, 255)
+STROKES = {  # of the mark that tells right from wrong without colour, in shares of BADGE
+    RIGHT: (((0.24, 0.54), (0.44, 0.74), (0.78, 0.30)),),
+    WRONG: (((0.29, 0.29), (0.71, 0.71)), ((0.29, 0.71), (0.71, 0.29))),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +76,7 @@ def retrieval_picture(
         draw.text((column, top - 34), f"{moment}: Rank-1 {percent(share)} %", INK, _font(19))
     canvas.paste(maps, (MARGIN, top))
 
-    names = landsat_bands()[2]
+    names = _band_names()
     for row, ranking in enumerate(rankings):
         y = top + row * step
         _paste_crop(canvas, labeled, ranking.query, (left, y), QUERY, names, number=row + 1)
@@ -83,7 +89,10 @@ def retrieval_picture(
     y = bottom + 24
     x = MARGIN
     for colour, text in ((QUERY, "infrared query"), (RIGHT, "the same place"), (WRONG, "another place")):
-        draw.rectangle((x, y + 3, x + 16, y + 19), outline=colour, width=FRAME)
+        if colour in STROKES:
+            _draw_mark(draw, (x - 2, y + 1), colour)
+        else:
+            draw.rectangle((x, y + 3, x + 16, y + 19), outline=colour, width=FRAME)
         draw.text((x + 25, y), text, INK, _font(18))
         x += 25 + int(draw.textlength(text, _font(18))) + 34
     note = f"Queries drawn at random; the {NUM_RESULTS} nearest visible crops, nearest first."
@@ -118,13 +127,14 @@ def _rank(labeled: LabeledGallery, features: tuple[torch.Tensor, torch.Tensor], 
 def _maps(labeled: LabeledGallery, places: Sequence[int]) -> Image.Image:
     """The scene twice, visible (true colour) and infrared (false colour), with the queried places numbered."""
     bands, modality, _ = landsat_bands()
-    captions = {VISIBLE: "visible: red, green, blue", INFRARED: "infrared: SWIR2, SWIR1, NIR"}
+    names = np.array(_band_names())
     views = []
-    for kind in (VISIBLE, INFRARED):
+    for kind, word in ((VISIBLE, "visible"), (INFRARED, "infrared")):
         channels = [_stretch(band) for band in bands[modality == kind][::-1]]
         scene = Image.fromarray(np.stack(channels, axis=2))
         size = round(scene.width * MAP_SCALE), round(scene.height * MAP_SCALE)
-        views.append((scene.resize(size, Image.Resampling.LANCZOS), captions[kind]))
+        caption = f"{word}: {', '.join(names[modality == kind][::-1])}"
+        views.append((scene.resize(size, Image.Resampling.LANCZOS), caption))
     num_columns = bands.shape[2] // TILE
     test_places = labeled.person_ids.unique().tolist()
     width, height = views[0][0].size
@@ -139,7 +149,7 @@ def _maps(labeled: LabeledGallery, places: Sequence[int]) -> Image.Image:
             if place in places:
                 draw.rectangle(box, outline=QUERY, width=4)
                 number = str(list(places).index(place) + 1)
-                draw.text((x + 12, y + 4), number, (255, 255, 255), _font(28), stroke_width=3, stroke_fill=INK)
+                draw.text((x + 12, y + 4), number, WHITE, _font(28), stroke_width=3, stroke_fill=INK)
         offset = row * (small[1] + 26)
         sheet.paste(scene.resize(small, Image.Resampling.LANCZOS), (0, offset))
         ImageDraw.Draw(sheet).text((0, offset + small[1] + 3), caption, FAINT, _font(16))
@@ -155,7 +165,7 @@ def _paste_crop(
     names: list[str],
     number: int | None = None,
 ) -> None:
-    """An upscaled crop in a frame, with the name of its sensor band and, for a query, its number on the map."""
+    """An upscaled crop in a frame, with the name of its sensor band, and its number on the map or a mark."""
     pixels = _stretch(labeled.unlabeled.images[sample, 0].numpy())
     inside = CROP_SIZE - 2 * FRAME
     crop = Image.fromarray(pixels).resize((inside, inside), Image.Resampling.BICUBIC).convert("RGB")
@@ -165,9 +175,25 @@ def _paste_crop(
     draw.rectangle((x, y, x + CROP_SIZE - 1, y + CROP_SIZE - 1), outline=colour, width=FRAME)
     outline = {"stroke_width": 2, "stroke_fill": INK}
     name = names[int(labeled.unlabeled.camera_ids[sample])]
-    draw.text((x + 8, y + CROP_SIZE - 24), name, (255, 255, 255), _font(14), **outline)
+    draw.text((x + 8, y + CROP_SIZE - 24), name, WHITE, _font(14), **outline)
     if number is not None:
-        draw.text((x + 9, y + 6), str(number), (255, 255, 255), _font(20), **outline)
+        draw.text((x + 9, y + 6), str(number), WHITE, _font(20), **outline)
+    if colour in STROKES:
+        _draw_mark(draw, (x + CROP_SIZE - BADGE, y), colour)
+
+
+def _draw_mark(draw: ImageDraw.ImageDraw, corner: tuple[int, int], colour: tuple[int, int, int]) -> None:
+    """A check mark or a cross, white on a square of the colour that means the same."""
+    x, y = corner
+    draw.rectangle((x, y, x + BADGE - 1, y + BADGE - 1), fill=colour)
+    for points in STROKES[colour]:
+        draw.line([(x + BADGE * across, y + BADGE * down) for across, down in points], WHITE, width=3, joint="curve")
+
+
+def _band_names() -> list[str]:
+    """`blue`, `green`, `red`, and abbreviations in capitals: `NIR`, `SWIR1`, `SWIR2`."""
+    _, modality, names = landsat_bands()
+    return [name.upper() if kind == INFRARED else name for name, kind in zip(names, modality, strict=True)]
 
 
 def _stretch(pixels: np.ndarray) -> np.ndarray:

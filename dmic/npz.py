@@ -1,7 +1,8 @@
-"""Results as .npz or .safetensors files, written whole or not at all."""
+"""Results as files, written whole or not at all."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ def check_output(out: Path, source: Path, suffixes: tuple[str, ...] = (".npz",))
         raise ValueError(f"{out}: the extension of the output must be {allowed}, got {out.suffix or 'none'}")
     if not out.parent.is_dir():
         raise ValueError(f"{out}: there is no folder {out.parent}")
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{out}: there is no permission to write to the folder {out.parent}")
     if out.is_dir():
         raise ValueError(f"{out}: is a folder")
     if out.exists() and source.exists() and out.samefile(source):
-        raise ValueError(f"{out}: would overwrite the features")
+        raise ValueError(f"{out}: is what this command reads; choose another output")
 
 
 def write_safetensors(path: Path, texts: dict[str, str], **arrays: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ._arrays import dtype_name, like, to_integer, to_tensor
+from ._arrays import ANY_IDS, dtype_name, like, to_integer, to_tensor
 from ._native import build_info, call
 from .csr import Csr
 from .directions import leading_directions
@@ -48,11 +48,13 @@ def _number(op: str, name: str, value: Any) -> float:
         raise ValueError(f"{op}: {name} must be a number, got {value!r}") from None
 
 
-def _indices(op: str, name: str, array: Any, dtype: torch.dtype, allowed: str = "[0, N)") -> torch.Tensor:
+def _indices(
+    op: str, name: str, array: Any, dtype: torch.dtype, allowed: str = "[0, N)", advice: str = ""
+) -> torch.Tensor:
     """Integers of any width as `dtype`; a value that does not fit is an error, not a wrap-around."""
-    tensor = to_tensor(array, f"{op}: {name}")
+    tensor = to_tensor(array, f"{op}: {name}", f"integers{advice}")
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
-        raise ValueError(f"{op}: {name} must be integers, got {dtype_name(tensor.dtype)}")
+        raise ValueError(f"{op}: {name} must be integers, got {dtype_name(tensor.dtype)}{advice}")
     if tensor.dtype == dtype and (tensor.numel() == 0 or int(tensor.min()) >= 0):
         return tensor.contiguous()  # lists of all samples may be all that fits: nothing of their size beside them
     wide = tensor.to(torch.int64)
@@ -65,7 +67,7 @@ def _indices(op: str, name: str, array: Any, dtype: torch.dtype, allowed: str = 
 
 
 def _ids(op: str, name: str, array: Any, device: torch.device) -> torch.Tensor | None:
-    return None if array is None else _indices(op, name, array, torch.int64, "[0, 2**63)").to(device)
+    return None if array is None else _indices(op, name, array, torch.int64, "[0, 2**63)", f" ({ANY_IDS})").to(device)
 
 
 def _csr(op: str, name: str, csr: Csr) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

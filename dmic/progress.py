@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 
 @contextmanager
 def show_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each stage on a terminal; elsewhere a line for each quarter of a stage."""
+    """A bar for each stage on a terminal; elsewhere a line at its start and after each quarter of it, with the time."""
     if not sys.stdout.isatty():
         seen: dict[str, int] = {}
+        start = time.monotonic()
 
         def report(stage: str, done: int, total: int) -> None:
             quarter = 4 * done // total if total else 4
-            if quarter > seen.get(stage, 0):
+            if quarter > seen.get(stage, -1):
                 seen[stage] = quarter
-                print(f"{stage}: {25 * quarter} %", flush=True)
+                print(f"{stage}: {25 * quarter} %, {time.monotonic() - start:.0f} s", flush=True)
 
         yield report
         return

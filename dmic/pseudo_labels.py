@@ -18,7 +18,7 @@ import torch
 
 from . import directions
 from . import process_group as ranks
-from ._arrays import check_device, dtype_name, like, to_integer, to_tensor
+from ._arrays import ANY_IDS, check_device, dtype_name, like, to_integer, to_tensor
 from .block_memory import GPU_SCRATCH_BYTES, MemoryEstimate, Search, block_memory, block_sizes, format_bytes, give_back
 from .constants import NOISE
 from .csr import Csr
@@ -155,7 +155,7 @@ def pseudo_labels(
         features: [N, d] float32, float16, bfloat16 or float64, on the CPU or a GPU; norms are arbitrary. Or the path of
             a `.npy` or `.safetensors` file (key `features`), which is read block by block and need not fit in memory.
         camera_ids: [N] integers >= 0, or None for one camera.
-        modality_ids: [N] integers >= 0 (`VISIBLE`, `INFRARED`), or None for one modality.
+        modality_ids: [N] integers >= 0, or None for one modality. Any number of modalities, in any numbering.
         k1: size of the neighbour lists, the sample itself included; in [1, N].
         k2: how many of them the expansion averages; in [1, k1]; 1 leaves it out, and the ids without effect.
         eps: DBSCAN radius, a Jaccard distance in [0, 1].
@@ -624,11 +624,11 @@ def _check_features(name: str, features: Any) -> torch.Tensor:
 def _check_ids(name: str, argument: str, ids: Any, n: int, device: torch.device) -> torch.Tensor | None:
     if ids is None:
         return None
-    tensor = to_tensor(ids, f"{name}: {argument}")
+    tensor = to_tensor(ids, f"{name}: {argument}", f"integers ({ANY_IDS})")
     if tensor.dim() != 1 or len(tensor) != n:
         raise ValueError(f"{name}: {argument} must have shape [N], got {tuple(tensor.shape)} with N={n}")
     if n and tensor.dtype not in ID_DTYPES:
-        raise ValueError(f"{name}: {argument} must be integers, got {dtype_name(tensor.dtype)}")
+        raise ValueError(f"{name}: {argument} must be integers, got {dtype_name(tensor.dtype)} ({ANY_IDS})")
     signed = tensor.to(torch.int64)
     lowest = int(signed.min()) if n else 0
     if lowest < 0:

@@ -7,8 +7,10 @@ means that the stage runs again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 import struct
 from pathlib import Path
@@ -36,10 +38,15 @@ class StageFiles:
         """Say what the stages belong to.
 
         Raises:
-            ValueError: the folder has stages of something else; says what differs.
+            ValueError: the folder has stages of something else, and which, or cannot be written to.
         """
         self.fingerprint, self.ring = fingerprint, ring
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        except OSError as error:
+            raise ValueError(f"{self.folder}: cannot be written to ({error.strerror}); choose another folder") from None
         remove_leftovers(self.folder)  # of killed ranks; nobody writes before all have been here
         for path in sorted(self.folder.glob("*.json")):
             try:

@@ -185,6 +185,7 @@ def make_bad_files(features):
     np.savez("nothing.npz")
     np.savez("minus.npz", features=features, camera_ids=np.arange(300) - 1)
     np.savez("short.npz", features=features, camera_ids=np.arange(299))
+    np.savez("named.npz", features=features, camera_ids=np.array(["left", "right"] * 150))
     np.savez("real.npz", features=features, modality_ids=np.zeros(300))
     save_file({"feats": features}, "no_features.safetensors")
     for name in ("text.npz", "broken.npy", "broken.safetensors", "features.csv"):
@@ -219,7 +220,8 @@ def make_bad_files(features):
         ("no_features.safetensors", "no_features.safetensors: there is no key 'features', only feats"),
         ("nothing.npz", "nothing.npz: there is no key 'features', only an empty file"),
         ("flat.npy", "flat.npy: features must have shape [N, d], got (33,)"),
-        ("text.npy", "text.npy: features must hold real numbers or booleans, got dtype <U1"),
+        ("text.npy", "text.npy: features must hold real numbers, got dtype <U1"),
+        ("named.npz", "named.npz: camera_ids must hold integers (numpy.unique(ids, return_inverse=True)[1] "),
         ("nan.npy", "nan.npy: features must be finite, got nan in row 0"),
         ("minus.npz", "camera_ids must be in [0, 2**63), got -1"),
         ("short.npz", "camera_ids must have shape [N], got (299,) with N=300"),
@@ -237,6 +239,11 @@ def make_bad_files(features):
         ("gallery.npz --device cuda:99", "--device cuda:99: there "),
         ("gallery.npz --max-memory 4QB", "argument --max-memory: must be a size such as 4GB or 512MiB, got '4QB'"),
         ("gallery.npz --max-memory 9kB", "about "),
+        ("gallery.npz --timeout 0", "argument --timeout: must be minutes in (0, 1000000], got '0'"),
+        ("gallery.npz --timeout nan", "argument --timeout: must be minutes in (0, 1000000], got 'nan'"),
+        ("gallery.npz --timeout 1e30", "argument --timeout: must be minutes in (0, 1000000], got '1e30'"),
+        ("gallery.npz --timeout soon", "argument --timeout: must be minutes in (0, 1000000], got 'soon'"),
+        ("gallery.npz --resume zero.npy", "zero.npy: cannot be written to (File exists); choose another folder"),
         ("gallery.npz --cluster", "unrecognized arguments: --cluster"),
     ],
 )  # fmt: skip
@@ -257,7 +264,7 @@ def test_bad_input_is_one_line_exit_code_2_and_no_output(files, gallery, run, ar
     [
         ("labels.npy", "labels.npy: the extension of the output must be .npz, got .npy"),
         ("no/labels.npz", "no/labels.npz: there is no folder no"),
-        ("gallery.npz", "gallery.npz: would overwrite the features"),
+        ("gallery.npz", "gallery.npz: is what this command reads; choose another output"),
         ("folder.npz", "folder.npz: is a folder"),
     ],
 )
@@ -266,6 +273,37 @@ def test_a_bad_output_is_found_before_any_work(files, run, out, message):
     before = Path("gallery.npz").read_bytes()
     assert run("cluster", "gallery.npz", "-o", out) == (2, "", f"dmic cluster: error: {message}\n")
     assert Path("gallery.npz").read_bytes() == before
+
+
+def test_folders_without_permission_are_found_before_any_work(files, run, monkeypatch):
+    Path("locked").mkdir()
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "locked" and access(path, mode))
+    problem = "locked/labels.npz: there is no permission to write to the folder locked"
+    assert run("cluster", "gallery.npz", "-o", "locked/labels.npz") == (2, "", f"dmic cluster: error: {problem}\n")
+    code, out, err = run("cluster", "gallery.npz", "--resume", "locked", "-o", "labels.npz")
+    assert (code, "knn_graph" in out) == (2, False)
+    assert err == "dmic cluster: error: locked: cannot be written to (Permission denied); choose another folder\n"
+
+
+def test_modalities_are_any_number_in_any_numbering_and_counted_before_the_work(files, gallery, run):
+    ids, names = np.arange(300) % 3, np.array([7, 0, 900])
+    np.save("three.npy", ids)
+    np.save("renamed.npy", names[ids].astype(np.uint16))
+    np.save("one.npy", np.full(300, 5))
+    arguments = ["cluster", "features.npy", *SETTINGS, "--camera-ids", "cameras.npy"]
+    labels = {}
+    for name, counted in {"three": "3 modalities", "renamed": "3 modalities", "one": "1 modality", "": ""}.items():
+        given = ["--modality-ids", f"{name}.npy"] if name else []
+        code, out, err = run(*arguments, *given, "-o", "labels.npz")
+        assert (code, err) == (0, "")
+        cameras = len(np.unique(gallery.camera_ids))
+        line = f"300 samples x 33 features (float32), {cameras} cameras{', ' * bool(name)}{counted}"
+        assert out.splitlines()[0] == line
+        labels[name] = np.load("labels.npz")["labels"]
+    assert_same_bits(labels["three"], labels["renamed"])
+    assert_same_bits(labels["one"], labels[""])
+    assert not np.array_equal(labels["three"], labels["one"])
 
 
 def test_readers_of_the_old_file_are_not_disturbed(files, run):
@@ -311,7 +349,7 @@ def test_the_module_is_the_command(files, gallery):
     process = dmic_process("cluster", "gallery.npz", *SETTINGS, "-o", "labels.npz")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert "dbscan: 100 %" in out, "without a terminal, progress is plain lines"
+    assert re.search(r"^dbscan: 100 %, \d+ s$", out, re.MULTILINE), "without a terminal, progress is plain lines"
     assert "\x1b" not in out
     assert len(np.load("labels.npz")["labels"]) == 300
     process = dmic_process("cluster", "none.npz", "-o", "labels.npz")
@@ -351,6 +389,18 @@ def test_control_c_ends_within_a_second_in_one_line(tmp_path):
     assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == 130
     assert os.listdir(tmp_path) == ["features.npy"]
+
+
+def test_an_interrupted_job_says_what_goes_on_from_its_stages(files, run, monkeypatch):
+    def interrupt(*_, **given):
+        given["progress"]("knn_graph", 0, 10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dmic.commands.cluster.pseudo_labels", interrupt)
+    for more, hint in (([], ""), (["--resume", "st"], "; the same command goes on from what is in st")):
+        code, out, err = run("cluster", "features.npy", *SETTINGS, *more, "-o", "labels.npz")
+        assert (code, err) == (130, f"dmic: interrupted{hint}\n")
+        assert out.splitlines()[-1] == "knn_graph: 0 %, 0 s", "a stage is named when it starts, not after a quarter"
 
 
 def test_importing_dmic_stays_light():

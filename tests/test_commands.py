@@ -134,10 +134,16 @@ class TestTrain:
     def test_a_data_set_that_is_not_there_is_named_before_anything_is_written(self, run, tmp_path):
         code, _, err = run("train", "sysu_mm01", "--data", tmp_path / "none", "--out", tmp_path / "run")
         assert code == 2
-        assert err == f"dmic train: error: open_dataset: {tmp_path / 'none'} does not exist\n"
+        assert err == f"dmic train: error: {tmp_path / 'none'} does not exist\n"
         assert not (tmp_path / "run").exists()
         code, _, err = run("train", "sysu_mm01", "--out", tmp_path / "run")
         assert "data.root must say where sysu_mm01 is; on the command line: --data PATH" in err
+
+    def test_a_folder_for_the_recipe_that_brings_its_images_is_an_error(self, run, tmp_path):
+        code, _, err = run("train", "landsat", "--data", tmp_path, "--out", tmp_path / "run")
+        problem = f"--data {tmp_path}: the images of landsat are part of dmic, leave it out"
+        assert (code, err) == (2, f"dmic train: error: {problem}\n")
+        assert not (tmp_path / "run").exists()
 
     def test_a_missing_recipe_or_device_is_named(self, run, tmp_path):
         assert "name a RECIPE" in run("train")[2]
@@ -179,6 +185,20 @@ class TestEvaluate:
         record = json.loads((trained / "metrics.jsonl").read_text().splitlines()[-1])
         assert json.loads(out.read_text()) == record["retrieval"]
         assert "SYSU-MM01" in printed
+
+    @pytest.mark.parametrize(
+        ("out", "message"),
+        [
+            ("none/scores.json", "none/scores.json: there is no folder none"),
+            ("scores.txt", "scores.txt: the extension of the output must be .json, got .txt"),
+            ("folder.json", "folder.json: is a folder"),
+        ],
+    )
+    def test_a_bad_output_is_found_before_any_image_is_read(self, trained, run, tmp_path, monkeypatch, out, message):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("dmic.commands.evaluate.open_test", lambda *_: pytest.fail("too late"))
+        (tmp_path / "folder.json").mkdir()
+        assert run("evaluate", trained, "--device", "cpu", "-o", out) == (2, "", f"dmic evaluate: error: {message}\n")
 
     def test_re_ranking_is_reported_beside_the_plain_ranking(self, trained, run, tmp_path):
         out = tmp_path / "evaluation.json"
@@ -345,6 +365,14 @@ class TestData:
     def test_a_tree_is_checked_as_what_it_is_said_to_be(self, tree, run):
         code, printed, _ = run("data", "check", tree, "--kind", "regdb")
         assert (code, "train_visible_1.txt: is missing" in printed) == (1, True)
+
+    def test_a_folder_of_something_else_is_told_the_layout_once(self, run, tmp_path):
+        code, _, err = run("train", "sysu_mm01", "--data", tmp_path, "--out", tmp_path / "run")
+        assert (code, err.count("\n"), err.count(": is missing"), err.count("expected exp/")) == (2, 1, 9, 1)
+
+    def test_no_thread_to_decode_is_an_error(self, tree, run):
+        code, _, err = run("data", "check", tree, "--workers", 0)
+        assert (code, err) == (2, "dmic data: error: num_workers must be at least 1, got 0\n")
 
     def test_pedestrians_are_drawn_as_asked_for(self, run, monkeypatch, tmp_path):
         given = {}

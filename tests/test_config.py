@@ -153,6 +153,8 @@ def test_differences_name_every_setting():
     [
         (("own.csv",), "train on it with: dmic train sysu_mm01 --set data.kind=manifest --data own.csv"),
         (("sysu",), "'sysu' is no file and no recipe, did you mean 'sysu_mm01'?"),
+        (("nonsense",), "config: 'nonsense' is no file and no recipe .landsat, llcm, pedestrians, regdb, sysu_mm01."),
+        ((".",), "config: . is a folder and no configuration; train on what is in it with: dmic train RECIPE --data ."),
         (("regdb", ["train.sed=3"]), "there is no key 'train.sed', did you mean 'seed'?"),
         (("regdb", ["train.seed"]), "a setting must look like section.key=value, got 'train.seed'"),
         (("regdb", ["=3"]), "a setting must look like section.key=value, got '=3'"),

@@ -236,6 +236,11 @@ class TestManifest:
         path = trees.write_csv(tmp_path / "manifest.csv", rows[:3] + rows[4:])
         assert found("manifest", path, "note") == {(str(path), "id bob has no infrared image")}
 
+    def test_a_table_without_a_column_is_one_error_not_also_one_without_images(self, tmp_path):
+        rows = [{key: row[key] for key in ("path", "modality")} for row in trees.manifest_rows(tmp_path)]
+        path = trees.write_csv(tmp_path / "manifest.csv", rows)
+        assert found("manifest", path) == {(str(path), "has no column 'camera', got 'modality', 'path'")}
+
     def test_a_gallery_without_identities_is_sound(self, tmp_path):
         rows = [{key: row[key] for key in ("path", "modality", "camera")} for row in trees.manifest_rows(tmp_path)]
         assert check_dataset("manifest", trees.write_csv(tmp_path / "mine.csv", rows)) == []

@@ -4,6 +4,8 @@ import builtins
 import logging
 import os
 import random
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -533,6 +535,14 @@ class TestKinds:
     def test_an_unknown_kind_names_the_known_ones(self):
         with pytest.raises(ValueError, match=r"kind must be one of sysu_mm01, regdb, llcm, manifest, got 'market'"):
             open_dataset("market", ".", **SIZE)
+
+    def test_a_folder_that_may_not_be_read_is_said_to_be_one(self, tmp_path, monkeypatch):
+        (tmp_path / "cam1").mkdir()
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+        for name, call in (("detect_dataset", detect_dataset), ("open_dataset", partial(open_dataset, "llcm", **SIZE))):
+            with pytest.raises(ValueError, match=f"^{name}: there is no permission to read {tmp_path}$"):
+                call(tmp_path)
 
     def test_what_cannot_be_detected_is_an_error(self, tmp_path):
         with pytest.raises(ValueError, match="none does not exist"):

@@ -137,6 +137,17 @@ class TestInterruption:
             write_pedestrians(tmp_path / "tree", **FEW, progress=stop)
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_full_disk_is_named_with_the_folder_and_leaves_nothing(self, tmp_path, monkeypatch):
+        def save(image, path, *_, **__):
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Image.Image, "save", save)
+        reason = r"tree: could not be written \(No space left on device\); nothing of it is left$"
+        with pytest.raises(OSError, match=reason):
+            write_pedestrians(tmp_path / "tree", **FEW)
+        assert list(tmp_path.iterdir()) == []
+
     def test_an_empty_folder_is_used_and_missing_parents_are_made(self, tmp_path):
         (tmp_path / "empty").mkdir()
         for root in (tmp_path / "empty", tmp_path / "some" / "where"):

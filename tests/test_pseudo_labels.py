@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -222,6 +223,9 @@ HALVES = rows(np.full(4, 2**29, np.int32))
 NEAR = rows(np.array([0, 0.5, 0.5, 0], np.float32))
 
 
+NUMBERED = re.escape("numpy.unique(ids, return_inverse=True)[1] numbers any ids")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -247,7 +251,9 @@ NEAR = rows(np.array([0, 0.5, 0.5, 0], np.float32))
         ({"max_memory": "4GB"}, "max_memory must be an integer, got '4GB'"),
         ({"camera_ids": np.zeros(39, int)}, r"camera_ids must have shape \[N\], got \(39,\) with N=40"),
         ({"camera_ids": np.zeros((40, 1), int)}, r"camera_ids must have shape \[N\], got \(40, 1\) with N=40"),
-        ({"modality_ids": np.zeros(40)}, "modality_ids must be integers, got float64"),
+        ({"modality_ids": np.zeros(40)}, rf"modality_ids must be integers, got float64 \({NUMBERED}\)"),
+        ({"camera_ids": ["c1", "c2"] * 20}, rf"camera_ids must hold integers \({NUMBERED}\), got dtype <U2"),
+        ({"modality_ids": np.arange(40) > 3}, rf"modality_ids must be integers, got bool \({NUMBERED}\)"),
         ({"modality_ids": np.arange(40) - 3}, r"modality_ids must be in \[0, 2\*\*63\), got -3"),
         ({"camera_ids": np.full(40, 2**63, np.uint64)}, r"camera_ids must be in .*, got 9223372036854775808"),
         ({"neighbor_idx": np.zeros((40, 29), int)}, r"neighbor_idx .*, got \(40, 29\) with N=40 and k1=30"),

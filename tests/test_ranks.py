@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -201,13 +202,26 @@ def test_stages_of_something_else_are_refused(ranks, gallery, tmp_path):
     codes, texts, _ = cluster(ranks, tmp_path, gallery, "--k2", 5, num_ranks=2)
     assert codes == [2, 2]
     assert all("holds stages of another clustering: k2 6 (now 5); choose another folder" in text for text in texts)
+    for what, key, place in (("features", "features", (5, 3)), ("ids", "camera_ids", 7), ("ids", "modality_ids", 9)):
+        with np.load(gallery[0]) as data:
+            changed = {name: data[name].copy() for name in data.files}
+        changed[key][place] += 1
+        np.savez(tmp_path / "changed.npz", **changed)
+        codes, texts, _ = cluster(ranks, tmp_path, (tmp_path / "changed.npz",))
+        assert codes == [2, 2, 2]
+        number = "[0-9a-f]{16}"
+        assert re.search(rf"holds stages of another clustering: {what} {number} \(now {number}\); choose", texts[0])
+
+
+def test_stages_serve_every_min_samples(ranks, gallery, tmp_path):
+    assert cluster(ranks, tmp_path, gallery, num_ranks=2)[0] == [0, 0]
+    codes, texts, out = cluster(ranks, tmp_path, gallery, "--min-samples", 6, num_ranks=2)
+    assert codes == [0, 0], texts
+    assert "knn_graph: " not in texts[0]
     with np.load(gallery[0]) as data:
-        changed = {name: data[name].copy() for name in data.files}
-    changed["features"][5, 3] += 1
-    np.savez(tmp_path / "changed.npz", **changed)
-    codes, texts, _ = cluster(ranks, tmp_path, (tmp_path / "changed.npz",))
-    assert codes == [2, 2, 2]
-    assert "holds stages of another clustering: features " in texts[0]
+        found = dmic.pseudo_labels(**data, k1=20, k2=6, eps=0.6, min_samples=6)
+    assert_right(out, (None, found.labels))
+    assert not np.array_equal(found.labels, gallery[1])
 
 
 @pytest.mark.parametrize(

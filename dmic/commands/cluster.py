@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from .. import process_group
-from .._arrays import dtype_name, to_tensor
+from .._arrays import ANY_IDS, dtype_name, to_tensor
 from .._version import __version__
 from ..block_memory import (
     LIBRARY_BYTES,
@@ -35,7 +35,9 @@ from ..progress import show_progress
 from ..pseudo_labels import PseudoLabels, check_search, estimate_memory, needs_copy, pseudo_labels
 from . import common
 
-KEYS = ("features", "camera_ids", "modality_ids")
+INTEGERS = f"integers ({ANY_IDS})"
+KEYS = {"features": "real numbers", "camera_ids": INTEGERS, "modality_ids": INTEGERS}  # and what they must hold
+WORDS = {"camera_ids": ("camera", "cameras"), "modality_ids": ("modality", "modalities")}
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
@@ -47,8 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--out", type=Path, required=True, metavar="OUT.npz", help="written only if all goes well"
     )
-    parser.add_argument("--camera-ids", type=Path, metavar="IDS.npy", help="[N] integers, if FILE holds none")
-    parser.add_argument("--modality-ids", type=Path, metavar="IDS.npy", help="[N] integers: 0 visible, 1 infrared")
+    parser.add_argument("--camera-ids", type=Path, metavar="IDS.npy", help="[N] integers >= 0, if FILE holds none")
+    parser.add_argument(
+        "--modality-ids", type=Path, metavar="IDS.npy", help="the same; any number of modalities, in any numbering"
+    )
     parser.add_argument("--k1", type=int, default=30, help="neighbours searched, itself included (default: 30)")
     parser.add_argument("--k2", type=int, default=6, help="neighbours that the expansion averages (default: 6)")
     parser.add_argument("--eps", type=float, default=0.6, help="DBSCAN radius in [0, 1] (default: 0.6)")
@@ -66,10 +70,11 @@ def run(options: argparse.Namespace) -> int:
             watch = process_group.Watch(group)
             with watch.guard():
                 return _run(options, device, watch)
-    except ConnectionError as error:
+    except (ConnectionError, KeyboardInterrupt) as stop:
         if options.resume is None:
             raise
-        raise ConnectionError(f"{error}; the same command goes on from what is in {options.resume}") from error
+        advice = f"the same command goes on from what is in {options.resume}"
+        raise type(stop)(f"{stop}; {advice}" if str(stop) else advice) from stop
 
 
 def _run(options: argparse.Namespace, device: str, watch: process_group.Watch) -> int:
@@ -99,7 +104,8 @@ def _run(options: argparse.Namespace, device: str, watch: process_group.Watch) -
         libraries = LIBRARY_BYTES if ranks == 1 else RANK_LIBRARY_BYTES
         needed = about if on_gpu(device) else f"{about}, and some {format_bytes(libraries)} of libraries"
     if first:
-        print(f"{num_samples} samples x {num_features} features ({dtype_name(gallery.features.dtype)})")
+        counts = "".join(f", {_counted(name, given)}" for name, given in ids.items() if given is not None)
+        print(f"{num_samples} samples x {num_features} features ({dtype_name(gallery.features.dtype)}){counts}")
         memory = "GPU memory" if on_gpu(device) else "memory"
         print(f"{memory} {'beyond the features' if group is None else 'of a rank beyond the features'}: {needed}")
     shared = ids
@@ -174,7 +180,9 @@ def load_gallery(path: Path, camera_path: Path | None = None, modality_path: Pat
         arrays[name] = _read(ids_path)["features"]
     if "features" not in arrays:
         raise ValueError(f"{path}: there is no key 'features', only {', '.join(sorted(arrays)) or 'an empty file'}")
-    tensors = {name: to_tensor(arrays[name], f"{path}: {name}") for name in KEYS if name in arrays}
+    tensors = {
+        name: to_tensor(arrays[name], f"{path}: {name}", wanted) for name, wanted in KEYS.items() if name in arrays
+    }
     if tensors["features"].dim() != 2:
         raise ValueError(f"{path}: features must have shape [N, d], got {tuple(tensors['features'].shape)}")
     unused = tuple(sorted(set(arrays) - set(KEYS)))
@@ -248,9 +256,9 @@ def summarize(result: PseudoLabels, ids: dict[str, Any]) -> list[tuple[str, str]
         sizes = np.asarray(result.cluster_sizes())
         rows.append(("cluster size", f"{sizes.min()} to {sizes.max()}, median {np.median(sizes):g}"))
         rows += _size_rows(sizes)
-        for name, word in (("camera_ids", "cameras"), ("modality_ids", "modalities")):
+        for name, (_, many) in WORDS.items():
             if ids[name] is not None:
-                rows.append((f"{word} per cluster", _ids_per_cluster(labels, np.asarray(ids[name]))))
+                rows.append((f"{many} per cluster", _ids_per_cluster(labels, np.asarray(ids[name]))))
     rows += [(stage, f"{seconds:.2f} s") for stage, seconds in result.seconds.items()]
     return rows
 
@@ -262,6 +270,12 @@ def _size_rows(sizes: np.ndarray) -> list[tuple[str, str]]:
         (f"  {2**low} to {2 ** (low + 1) - 1} samples" if low else "  1 sample", f"{count}")
         for low, count in zip(exponents.tolist(), counts.tolist(), strict=True)
     ]
+
+
+def _counted(name: str, ids: torch.Tensor) -> str:
+    """`6 cameras`, `1 modality`: how many different ids there are."""
+    number, (one, many) = len(ids.to(torch.int64).unique()), WORDS[name]  # not every integer has a `unique`
+    return f"{number} {one if number == 1 else many}"
 
 
 def _ids_per_cluster(labels: np.ndarray, ids: np.ndarray) -> str:

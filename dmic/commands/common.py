@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,10 @@ from rich.console import Console
 
 from .. import process_group
 from .._arrays import check_device
+from ..config import Config
 from ..process_group import Group
+
+MOST_MINUTES = 10**6  # two years
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +43,28 @@ def add_timeout(parser: argparse.ArgumentParser, minutes: float) -> None:
     """`--timeout`, and its default."""
     parser.add_argument(
         "--timeout",
-        type=float,
+        type=_minutes,
         default=minutes,
         metavar="MINUTES",
         help=f"under torchrun: give a silent rank up (default: {minutes})",
     )
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes <= MOST_MINUTES:
+        raise argparse.ArgumentTypeError(f"must be minutes in (0, {MOST_MINUTES}], got {text!r}")
+    return minutes
+
+
+def at_data(config: Config, root: Path) -> Config:
+    """The configuration with its data set where `--data` says; ValueError if its images are part of the package."""
+    if config.data.kind == "landsat":
+        raise ValueError(f"--data {root}: the images of landsat are part of dmic, leave it out")
+    return replace(config, data=replace(config.data, root=str(root)))
 
 
 @contextmanager

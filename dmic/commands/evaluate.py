@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -15,9 +14,11 @@ from ..checkpoint import atomic_write
 from ..config import Config
 from ..data import Dataset
 from ..evaluate import pooled
+from ..npz import check_output
 from ..report import protocol_table
 from ..report_page import SYNTHETIC, is_synthetic
 from ..run import (
+    WEIGHTS,
     agree_on_images,
     agree_on_settings,
     agree_on_weights,
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, print the table, and write the record of every protocol."""
     if len(options.run_folders) > 1 and options.out is None:
         raise ValueError("the scores of several runs need a file of their own: -o OUT.json")
+    out = options.out or options.run_folders[0] / "evaluation.json"
     console = Console(highlight=False)
     found = []
     with common.joined(options) as (device, group):
@@ -59,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
         watch = process_group.Watch(group)
         with watch.guard(), common.phases(console) if is_main else nullcontext() as progress:
             runs = [load_run(folder, tuple(options.set)) for folder in options.run_folders]
+            check_output(out, options.run_folders[0] / WEIGHTS, (".json",))
             for config, network in runs:
                 agree_on_settings(config, group)
                 agree_on_weights(network, group)
@@ -74,7 +77,6 @@ def run(options: argparse.Namespace) -> int:
     console.print(protocol_table({"": results}))
     if any(is_synthetic(config) for config, _ in runs):
         console.print(f"\n{SYNTHETIC}")
-    out = options.out or options.run_folders[0] / "evaluation.json"
     with atomic_write(out) as file:
         file.write((json.dumps([result.as_record() for result in results], indent=1) + "\n").encode())
     console.print(f"wrote {out}", soft_wrap=True)
@@ -84,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
 def open_test(config: Config, root: Path | None) -> Dataset:
     """The data set of a run, at `root` if that is given; ValueError if it cannot be scored."""
     if root is not None:
-        config = replace(config, data=replace(config.data, root=str(root)))
+        config = common.at_data(config, root)
     dataset = build_dataset(config)
     if dataset.test is None:
         raise ValueError(f"{dataset.name} has no test images with identities, so nothing can be scored")

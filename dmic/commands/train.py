@@ -56,11 +56,10 @@ def resolve(options: argparse.Namespace) -> tuple[RunFolder, Config]:
         config = load_config(str(out / CONFIG), options.set)
     else:
         raise ValueError(f"{out}: there is no run to resume, {CONFIG} is missing")
-    root = options.data
-    if root is None and options.resume and not config.data.root and (out / CONFIG).exists():
-        root = read_toml(out / CONFIG).data.root
-    if root is not None:
-        config = replace(config, data=replace(config.data, root=str(root)))
+    if options.data is not None:
+        config = common.at_data(config, options.data)
+    elif options.resume and not config.data.root and (out / CONFIG).exists():
+        config = replace(config, data=replace(config.data, root=read_toml(out / CONFIG).data.root))
     return RunFolder(out), config
 
 

@@ -38,18 +38,23 @@ def check_dataset(
         progress: called as progress("decoding", done, total) from this thread; what it raises stops the check.
 
     Raises:
-        ValueError: an unknown kind, or a manifest that is not there or cannot be read without another package.
+        ValueError: an unknown kind, no thread to decode, or a manifest that is not there or cannot be read without
+            another package.
     """
     check_kind("check_dataset", kind)
+    if num_workers is not None and num_workers < 1:
+        raise ValueError(f"check_dataset: num_workers must be at least 1, got {num_workers}")
     scans = _scan(kind, root)
     paths = list(dict.fromkeys(path for scan in scans.values() for path in (*scan.train.paths, *scan.test.paths)))
     probes = dict(zip(paths, probe_images(paths, num_workers=num_workers, progress=progress), strict=True))
     problems = [problem for scan in scans.values() for problem in scan.problems]
     problems += [Problem(ERROR, path, probe.fault) for path, probe in probes.items() if probe.fault]
     for name, scan in scans.items():
-        problems += absent_modalities(scan.root, scan.train, f"{name}training")
-        if len(scan.test) or kind != "manifest":
-            problems += absent_modalities(scan.root, scan.test, f"{name}test")
+        listed = len(scan.train) + len(scan.test)
+        if listed or not any(problem.severity == ERROR for problem in scan.problems):  # else that says why
+            problems += absent_modalities(scan.root, scan.train, f"{name}training")
+            if len(scan.test) or kind != "manifest":
+                problems += absent_modalities(scan.root, scan.test, f"{name}test")
         problems += _shared_content(scan, probes)
         if kind in KNOWN_COUNTS:
             problems += [

@@ -31,11 +31,10 @@ def open_dataset(kind: str, root: str | os.PathLike[str], **settings: Any) -> Da
     """The data set of a kind in READERS: `read_<kind>(root, **settings)`.
 
     Raises:
-        ValueError: an unknown kind, nothing at `root`, or what the reader raises.
+        ValueError: an unknown kind, nothing at `root` or nothing that may be read, or what the reader raises.
     """
     check_kind("open_dataset", kind)
-    if not Path(root).exists():
-        raise ValueError(f"open_dataset: {root} does not exist")
+    _check_root("open_dataset", Path(root))
     return READERS[kind](root, **settings)
 
 
@@ -49,11 +48,10 @@ def detect_dataset(root: str | os.PathLike[str]) -> str:
     """The kind of the data set at a path: a name in READERS.
 
     Raises:
-        ValueError: there is nothing, nothing that is known, or more than one kind.
+        ValueError: there is nothing, nothing that may be read or is known, or more than one kind.
     """
     path = Path(root)
-    if not path.exists():
-        raise ValueError(f"detect_dataset: {path} does not exist")
+    _check_root("detect_dataset", path)
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
             return "manifest"
@@ -65,3 +63,10 @@ def detect_dataset(root: str | os.PathLike[str]) -> str:
         raise ValueError(f"detect_dataset: {path} looks like {' and '.join(kinds)}, name the kind (--kind)")
     marks = "; ".join(f"{', '.join(patterns)} ({kind})" for kind, patterns in MARKS.items())
     raise ValueError(f"detect_dataset: {path} holds no known data set; there is none of {marks}")
+
+
+def _check_root(function: str, path: Path) -> None:
+    if not path.exists():
+        raise ValueError(f"{function}: {path} does not exist")
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+        raise ValueError(f"{function}: there is no permission to read {path}")

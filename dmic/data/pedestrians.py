@@ -147,6 +147,7 @@ def write_pedestrians(
 
     Raises:
         ValueError: a root that is not an empty folder, or an argument out of its range.
+        OSError: it cannot be written; nothing of it is left.
     """
     root = Path(root)
     for name, value, least, most in (
@@ -264,17 +265,20 @@ def _map(function: Callable, items: list, num_workers: int) -> Iterator:
 @contextmanager
 def _appears_when_complete(root: Path) -> Iterator[Path]:
     """A new folder beside `root` that takes its name at the end, and is removed if there is an error before."""
-    root.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{root.name}.incomplete-", dir=root.parent))
     try:
-        tree = beside / "tree"
-        tree.mkdir()  # mkdtemp's own folder is closed to others
-        yield tree
-        if root.exists():
-            root.rmdir()  # empty, or this raises
-        tree.rename(root)
-    finally:
-        shutil.rmtree(beside)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{root.name}.incomplete-", dir=root.parent))
+        try:
+            tree = beside / "tree"
+            tree.mkdir()  # mkdtemp's own folder is closed to others
+            yield tree
+            if root.exists():
+                root.rmdir()  # empty, or this raises
+            tree.rename(root)
+        finally:
+            shutil.rmtree(beside)
+    except OSError as error:
+        raise OSError(f"{root}: could not be written ({error.strerror or error}); nothing of it is left") from error
 
 
 def _notice(settings: dict, num_images: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from .samples import Samples
 ERROR, COUNT, NOTE = "error", "count", "note"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 MODALITY_NAMES = {VISIBLE: "visible", INFRARED: "infrared"}
+EXPECTED = ", expected "  # between what is missing and the layout that it is missing from
 MOST_SHOWN = 10  # problems in one error message
 
 logger = logging.getLogger(__name__)
@@ -65,9 +66,18 @@ def raise_errors(name: str, problems: Iterable[Problem]) -> None:
     """ValueError with the first ten problems of severity "error", if there is one."""
     errors = [problem for problem in problems if problem.severity == ERROR]
     if errors:
-        shown = "; ".join(str(problem) for problem in errors[:MOST_SHOWN])
+        shown = "; ".join(_expected_once(errors[:MOST_SHOWN]))
         more = len(errors) - MOST_SHOWN
         raise ValueError(f"{name}: {shown}" + (f"; and {more} more, `dmic data check` lists all" if more > 0 else ""))
+
+
+def _expected_once(problems: Iterable[Problem]) -> Iterator[str]:
+    """Their texts; the layout that several expect is said with the first of them only."""
+    said = set()
+    for problem in problems:
+        text, _, layout = str(problem).partition(EXPECTED)
+        yield text if layout in said else str(problem)
+        said.add(layout)
 
 
 def absent_modalities(root: str, samples: Samples, split: str) -> list[Problem]:
@@ -196,7 +206,7 @@ def _read_lines(path: Path, layout: str, problems: list[Problem]) -> list[tuple[
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        problems.append(Problem(ERROR, str(path), f"is missing, expected {layout}"))
+        problems.append(Problem(ERROR, str(path), f"is missing{EXPECTED}{layout}"))
         return []
     except (OSError, UnicodeDecodeError) as error:
         problems.append(Problem(ERROR, str(path), f"cannot be read ({error})"))
@@ -234,7 +244,7 @@ def camera_folder_problems(
     problems = []
     for folder, camera, modality in cameras:
         if not os.path.isdir(folder):
-            problems.append(Problem(ERROR, folder, f"is missing, expected {layout}"))
+            problems.append(Problem(ERROR, folder, f"is missing{EXPECTED}{layout}"))
         elif (camera, modality) not in used:
             problems.append(Problem(ERROR, folder, "has no image of a listed id"))
     return problems
