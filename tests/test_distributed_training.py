@@ -583,6 +583,31 @@ def talk(group):
     )
 
 
+def gather_in_pieces(group):
+    """Rows that do not lie side by side and belong to a graph, of 12 bytes, two of every rank at a time."""
+    own, process_group.GATHERED_BYTES = process_group.rank(group), 72
+    part = (torch.arange(15.0).view(3, 5) + 100 * own).requires_grad_().T
+    gathered = [
+        process_group.all_gather_rows(rows, group)
+        for rows in (part, part[: 5 - own], part[:, :0], part[:0], part.repeat(1, 9))
+    ]
+    gathered.append(process_group.all_gather(part, group))
+    try:
+        process_group.agree("talk", [{"a": 1, "c": 3}, {"b": 2, "c": 3}, {"a": 1, "c": 3}][own], group)
+    except ValueError as error:
+        return [(rows.shape, rows.requires_grad, rows.tolist()) for rows in gathered], str(error)
+
+
+def test_rows_are_gathered_a_few_at_a_time():
+    parts = [torch.arange(15.0).view(3, 5).T + 100 * own for own in range(3)]
+    uneven = torch.cat([part[: 5 - own] for own, part in enumerate(parts)])
+    whole = torch.cat(parts)
+    expected = [whole, uneven, whole[:, :0], whole[:0], whole.repeat(1, 9), torch.stack(parts)]
+    expected = [(rows.shape, False, rows.tolist()) for rows in expected]
+    said = "talk: rank 1 and rank 0 must have the same a (None, not 1), b (2, not None)"
+    assert on_ranks(3, gather_in_pieces) == [(expected, said)] * 3
+
+
 def test_ranks_tell_each_other_what_they_hold():
     answers = on_ranks(3, talk)
     tensors = {"a": ("torch.int64", [0, 1, 2]), "none": ("torch.bfloat16", [])}
