@@ -1,8 +1,10 @@
-"""Which files of finished stages are used, and for which rows: ranks of any number, one after the other."""
+"""Which files of finished stages are used, for which rows and by whom: ranks of any number, one after the other."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +12,11 @@ import torch
 from compare import assert_same_bits
 
 from dmic import process_group
+from dmic.block_memory import Search
 from dmic.blockwise import Ring, _slice
 from dmic.csr import Csr
+from dmic.distributed import _fingerprint, marked
+from dmic.feature_rows import FeatureRows
 from dmic.stage_files import StageFiles
 
 N = 120
@@ -119,3 +124,66 @@ def test_stages_of_something_else_are_refused_with_what_differs(opened, theirs, 
     with pytest.raises(ValueError) as found:
         opened((0, N), 0)
     assert str(found.value) == f"{files.folder}: holds stages of another clustering: {said}; choose another folder"
+
+
+FEATURES = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+CAMERAS, MODALITIES = torch.arange(40) % 3, torch.arange(40) % 2
+SEARCH = Search(k1=6, k2=3, eps=0.6, min_samples=4)
+
+
+def fingerprint(features, camera_ids=CAMERAS, modality_ids=MODALITIES, search=SEARCH, ring=None):
+    rows = FeatureRows.of("test", features)
+    ring = ring or Ring.join(len(features), 7, torch.device("cpu"), None)
+    return json.loads(_fingerprint(rows, camera_ids, modality_ids, search, ring))
+
+
+def test_a_fingerprint_is_the_same_for_any_number_of_ranks(monkeypatch):
+    monkeypatch.setattr(process_group, "all_gather_rows", lambda rows, group: rows)
+    whole, cuts, total = fingerprint(FEATURES), (0, 11, 11, 40), 0
+    for rank, (begin, end) in enumerate(pairwise(cuts)):
+        ring = Ring(SimpleNamespace(rank=lambda rank=rank: rank), cuts, 5, torch.device("cpu"))
+        parts = [part[begin:end] for part in (FEATURES, CAMERAS, MODALITIES)]
+        found = fingerprint(*parts, ring=ring)
+        total += int(found.pop("features"), 16)
+        assert found == {name: value for name, value in whole.items() if name != "features"}
+    assert f"{total % 2**64:016x}" == whole["features"]
+
+
+def test_a_fingerprint_is_of_everything_that_a_stage_depends_on():
+    def swapped(values, dim=0):
+        order = torch.arange(values.shape[dim])
+        order[[1, 5]] = order[[5, 1]]
+        return values.index_select(dim, order)
+
+    nearly = FEATURES.clone()
+    nearly.view(torch.int32)[-1, -1] ^= 1
+    ones = torch.ones_like(CAMERAS)
+    found = [
+        fingerprint(FEATURES),
+        fingerprint(swapped(FEATURES)),
+        fingerprint(swapped(FEATURES, 1)),
+        fingerprint(nearly),
+        fingerprint(FEATURES, swapped(CAMERAS)),
+        fingerprint(FEATURES, CAMERAS + 1),
+        fingerprint(FEATURES, MODALITIES, CAMERAS),
+        fingerprint(FEATURES, None, None),
+        fingerprint(FEATURES, ones - 1, None),
+        fingerprint(FEATURES, None, ones - 1),
+        fingerprint(FEATURES, ones - 1, ones - 1),
+    ]
+    found += [fingerprint(FEATURES, search=replace(SEARCH, **{name: 1})) for name in vars(SEARCH)]
+    found += [fingerprint(torch.zeros(shape), None, None) for shape in ((40, 5), (40, 6), (38, 6))]
+    texts = [json.dumps(one) for one in found]
+    assert len(set(texts)) == len(texts), texts
+    values = [one["features"] for one in found[:11]]
+    assert len(set(values)) == len(values), "of the data alone"
+    assert all(0 <= int(value, 16) < 2**64 for value in values)
+
+
+def test_galleries_are_compared_by_their_ends_and_rows_between():
+    assert marked(0) == []
+    assert marked(1) == [0]
+    assert marked(64) == list(range(64))
+    many = marked(10_000)
+    assert (many[0], many[-1]) == (0, 9_999)
+    assert max(b - a for a, b in pairwise(many)) <= 157
