@@ -495,8 +495,6 @@ def invariant_expansion(
     report: Report | None = None,
 ) -> Csr:
     """The own rows of the expansion. Lists and ids are those of all samples; rows of other ranks are fetched."""
-    if k2 == 1:
-        return encoding
     own, blocks, parts = ring.own, ring.blocks(ring.own), []
     progress = Progress("invariant_expansion", len(own), report)
     for t in range(ring.most_blocks):  # ranks with fewer blocks still answer the others

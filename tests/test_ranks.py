@@ -583,11 +583,11 @@ def test_a_truncated_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("rank", range(7))
-def test_no_rank_posts_beyond_the_next_turn(monkeypatch, rank):
+def test_every_rank_posts_the_next_turn_and_none_beyond(monkeypatch, rank):
     """Also one whose turns are empty: where messages block in their order, as NCCL's do, all need the same one."""
-    posted = []
-    of_nobody = SimpleNamespace(isend="isend", irecv="irecv", P2POp=lambda *_, **peer: peer["group_peer"])
-    of_nobody.batch_isend_irecv = lambda operations: posted.extend(operations) or []
+    posted = set()
+    of_nobody = SimpleNamespace(isend="isend", irecv="irecv", P2POp=lambda what, _, **peer: (what, peer["group_peer"]))
+    of_nobody.batch_isend_irecv = lambda operations: posted.update(operations) or []
     monkeypatch.setattr(blockwise, "dist", of_nobody)
     group = SimpleNamespace(rank=lambda: rank, size=lambda: 7)
     ring = blockwise.Ring(group, (0, 0, 0, 90, 90, 90, 90, 200), 60, torch.device("meta"))
@@ -601,5 +601,6 @@ def test_no_rank_posts_beyond_the_next_turn(monkeypatch, rank):
             assert len(block) == len(rows)
             met.append(rows)
         near = turns[: number + 2]
-        assert set(posted) <= {peer for one in near for peer in (one.to, one.source)}
+        sent = {("isend", turn.to) for turn in near if len(turn.sent)}
+        assert posted == sent | {("irecv", turn.source) for turn in near if len(turn.received)}
     assert [len(rows) for rows in met] == [len(rows) for turn in turns for rows in ring.blocks(turn.received)]
