@@ -588,9 +588,8 @@ def dbscan(distance: Csr, eps: float, min_samples: int, ring: Ring) -> tuple[tor
     number = torch.where(core & (parent == torch.arange(n, device=device)), 1, 0).cumsum(0) - 1
     cluster = torch.where(core, number[parent], n)  # of every core sample
     labels = torch.full((len(own),), n, device=device)
-    for row, col in pairs_within():
+    for row, col in pairs_within():  # of a core sample with itself too
         labels.scatter_reduce_(0, row, cluster[col], "amin")
-    labels[core_mask] = cluster[own.begin : own.end][core_mask]
     labels[labels == n] = NOISE
     return labels, core_mask, int(number[-1]) + 1 if n else 0
 
