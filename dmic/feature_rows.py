@@ -176,6 +176,8 @@ def _open_safetensors(path: Path) -> tuple[tuple[int, ...], torch.dtype, int]:
             if length > path.stat().st_size:
                 raise ValueError(f"a header of {length} bytes")
             entries = json.loads(file.read(length))
+            if not isinstance(entries, dict):
+                raise ValueError("a header that is no table")
         except (struct.error, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: not a readable .safetensors file ({error})") from error
     if "features" not in entries:
