@@ -162,7 +162,7 @@ def _open_npy(path: Path) -> tuple[tuple[int, ...], torch.dtype, int]:
         array = np.lib.format.open_memmap(path, mode="r")
     except ValueError as error:
         raise ValueError(f"{path}: not a readable .npy file ({error})") from error
-    if array.dtype not in (np.float32, np.float16, np.float64) or not array.dtype.isnative:
+    if array.dtype not in (np.float32, np.float16, np.float64):  # of this byte order
         raise ValueError(f"{path}: features must be float32, float16 or float64, got {array.dtype}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{path}: features must be stored in rows (C order); save numpy.ascontiguousarray of them")
