@@ -430,7 +430,7 @@ class TestManifest:
             read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
 
     def test_an_identity_for_training_and_test_is_an_error(self, tmp_path, rows):
-        rows[5]["identity"] = "bob"
+        rows[5]["identity"] = rows[7]["identity"] = "bob"
         with pytest.raises(ValueError, match=r"mine\.csv:7: identity bob is for training and for test$"):
             read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
 
@@ -438,8 +438,9 @@ class TestManifest:
         ("content", "message"),
         [
             ("", r"has no rows, expected columns path, modality, camera"),
-            ("path,modality\na.png,0\n", r"has no column 'camera', got 'modality', 'path'"),
+            ("path,modality\na.png,0\n", r"has no column 'camera', got 'modality', 'path'$"),
             ("path,modality,camera,identiy\na.png,0,1,2\n", r"has a column 'identiy', did you mean 'identity'\?"),
+            ("path,modality,camera,IDENTITY\na.png,0,1,2\n", r"has a column 'IDENTITY', did you mean 'identity'\?"),
             ("path,modality,camera\na,b.png,0,1\n", r"mine\.csv:2: has more values than columns, from '1' on"),
             ('path,modality,camera\n"a.png,0,1\n', r"cannot be read \("),
             ("path,modality,camera\n\xff", r"cannot be read \("),
@@ -467,6 +468,33 @@ class TestManifest:
         (tmp_path / "mine.csv").write_text("\n".join(lines), encoding="utf-8-sig")
         assert len(read_manifest(tmp_path / "mine.csv", **SIZE).train) == 8
 
+    def test_case_and_columns_of_other_names_do_not_matter(self, tmp_path, rows):
+        for row in rows:
+            row["split"] = {"train": "", "test": " Test "}[row["split"]]
+            row["modality"] = row["modality"].upper()
+            row["splits"] = row["note"] = "a note, of two\nlines"
+        dataset = read_manifest(trees.write_csv(tmp_path / "MINE.CSV", rows), **SIZE)
+        assert (len(dataset.train), len(dataset.test.unlabeled)) == (4, 4)
+
+    def test_a_file_is_itself_by_any_path(self, tmp_path, rows):
+        rows[1]["path"] = f"./images/../{rows[0]['path']}"
+        with pytest.raises(
+            ValueError, match=r"mine\.csv:3: path is listed twice, got '\./images/.*, first in .*csv:2$"
+        ):
+            read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
+
+    def test_a_folder_with_two_manifests_is_an_error(self, tmp_path, rows):
+        trees.write_csv(tmp_path / "manifest.csv", rows)
+        (tmp_path / "manifest.parquet").touch()
+        with pytest.raises(ValueError, match=r"must hold one of manifest\.csv, manifest\.parquet, found 2"):
+            read_manifest(tmp_path, **SIZE)
+
+    def test_cameras_that_are_written_differently_are_different(self, tmp_path, rows):
+        for row, camera in zip(rows, ["02", "2", "010", "10"] * 2, strict=True):
+            row["camera"] = camera
+        found = read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
+        assert found.train.camera_ids.tolist() == [0, 1, 2, 3]
+
     def test_parquet_is_read_like_csv(self, tmp_path, rows):
         pyarrow = pytest.importorskip("pyarrow")
         parquet = pytest.importorskip("pyarrow.parquet")
@@ -486,6 +514,10 @@ class TestManifest:
         table[5]["modality"] = None
         parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "mine.parquet", row_group_size=3)
         with pytest.raises(ValueError, match=r"mine\.parquet:6: modality is empty"):
+            read_manifest(tmp_path / "mine.parquet", **SIZE)
+        table[5] |= {"modality": 1, "camera": float("nan")}
+        parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "mine.parquet")
+        with pytest.raises(ValueError, match=r"mine\.parquet:6: camera is empty$"):
             read_manifest(tmp_path / "mine.parquet", **SIZE)
         (tmp_path / "mine.parquet").write_bytes(b"not a table")
         with pytest.raises(ValueError, match=r"mine\.parquet: cannot be read \("):
