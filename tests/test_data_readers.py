@@ -596,6 +596,24 @@ class TestSamples:
         with pytest.raises(ValueError, match="labeled_gallery needs person_ids"):
             self.SAMPLES.without_identities().labeled_gallery(**SIZE)
 
+    def test_galleries_of_either_kind_decode_as_they_are_told(self):
+        for wrong in ({"num_workers": 0}, {"cache_bytes": -1}):
+            for gallery in (self.SAMPLES.gallery, self.SAMPLES.labeled_gallery):
+                with pytest.raises(ValueError, match=rf"ImageFiles: {next(iter(wrong))} must be at least"):
+                    gallery(**SIZE, **wrong)
+
+    def test_persons_are_drawn_in_ascending_order_wherever_their_rows_are(self):
+        rows = [(f"{person}{shot}", person, 0, VISIBLE) for person in range(5) for shot in range(7)]
+        turned = sorted(rows, key=lambda row: -row[1])
+        for num_shots in (1, 3):
+            draws = []
+            for samples in map(Samples.from_rows, (rows, turned)):
+                drawn = random_gallery(samples, modality=VISIBLE, camera_ids=(0,), num_shots=num_shots, seed=3)
+                draws.append([samples.paths[position] for position in drawn.tolist()])
+            assert draws[0] == draws[1]
+            assert len(draws[0]) == 5 * num_shots
+        assert random_gallery(samples, modality=INFRARED, camera_ids=(0,), num_shots=1, seed=3).dtype == torch.int64
+
     def test_the_global_random_state_is_left_alone(self):
         state = random.getstate()
         random_gallery(self.SAMPLES, modality=VISIBLE, camera_ids=(0,), num_shots=1, seed=3)
