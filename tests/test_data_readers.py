@@ -589,6 +589,7 @@ class TestSamples:
         masked = self.SAMPLES.select(self.SAMPLES.modality_ids == INFRARED)
         assert (masked.paths, masked.modality_ids.tolist()) == (("b",), [INFRARED])
         assert self.SAMPLES.without_identities().select(torch.tensor([1])).person_ids is None
+        assert Samples.from_rows([]).camera_ids.dtype == torch.int64
 
     def test_unknown_persons_cannot_become_a_labeled_gallery(self):
         assert self.SAMPLES.labeled_gallery(**SIZE).person_ids.tolist() == [5, 5, 6]

@@ -165,6 +165,20 @@ def test_stages_are_kept_and_any_number_of_ranks_goes_on(ranks, gallery, tmp_pat
         out.unlink()
 
 
+def test_there_may_be_more_ranks_than_samples(ranks, tmp_path):
+    """So that the first has none, and each of the others fewer than a neighbourhood."""
+    np.savez(tmp_path / "three.npz", features=np.array([[0, 0], [3, 0.2], [3, 0]], np.float32))
+    call = ("cluster", tmp_path / "three.npz", "-o", tmp_path / "labels.npz", "--k1", 2, "--k2", 1, "--eps", 0.5)
+    for number in (4, 2):
+        more = ("--min-samples", 2, "--device", "cpu", "--resume", tmp_path / "stages")
+        codes, texts = ranks(tmp_path, number, "dmic", *call, *more)
+        assert codes == [0] * number, texts
+        with np.load(tmp_path / "labels.npz") as found:
+            assert found["labels"].tolist() == [-1, 0, 0]
+        assert "1 (33.3 %)" in texts[0]
+        (tmp_path / "labels.npz").unlink()
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no checksum", "missing"])
 @pytest.mark.parametrize("stage", ["knn_graph", "invariant_expansion", "jaccard_distance"])
 def test_a_damaged_stage_is_never_used(ranks, gallery, tmp_path, stage, damage):
