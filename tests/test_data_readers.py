@@ -153,6 +153,8 @@ class TestSysuMm01:
         (root / "cam1" / "0002" / "0000.txt").touch()
         (root / "cam1" / "0002" / "Thumbs.db").touch()
         (root / "cam1" / "0002" / ".hidden.jpg").touch()
+        for path in (root / "cam1" / "0002").glob("*1.jpg"):
+            path.rename(path.with_suffix(".JPG"))
         assert [p.trials[3].gallery_idx.tolist() for p in read_sysu_mm01(root, **SIZE).protocols] == before
 
     def test_the_cache_serves_training_first_and_never_holds_more_than_it_may(self, sysu_root):
@@ -182,6 +184,7 @@ class TestSysuMm01:
         [
             ("2,x,30", r"test_id\.txt:1: ids must be integers from 0, got 'x'"),
             ("2,-1", r"test_id\.txt:1: ids must be integers from 0, got '-1'"),
+            ("2,²", r"test_id\.txt:1: ids must be integers from 0, got '²'"),
             ("2,30,2", r"test_id\.txt:1: id 2 is listed twice"),
             ("2,3", r"test_id\.txt: id 3 is also in .*train_id\.txt"),
             ("\n", r"test_id\.txt: is empty"),
@@ -189,13 +192,13 @@ class TestSysuMm01:
     )
     def test_a_bad_list_is_an_error_with_its_line(self, tmp_path, content, message):
         root = trees.sysu_mm01(tmp_path / "sysu", train=(3,), val=(7,), test=(2,), count=lambda *_: 1)
-        (root / "exp" / "test_id.txt").write_text(content)
+        (root / "exp" / "test_id.txt").write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             read_sysu_mm01(root, **SIZE)
 
     def test_a_list_may_start_with_a_byte_order_mark_but_must_be_text(self, tmp_path):
         root = trees.sysu_mm01(tmp_path / "sysu", train=(3,), val=(7,), test=(2,), count=lambda *_: 1)
-        (root / "exp" / "test_id.txt").write_text("2\n", encoding="utf-8-sig")
+        (root / "exp" / "test_id.txt").write_text("2,,\n\n", encoding="utf-8-sig")
         assert set(read_sysu_mm01(root, **SIZE).test.person_ids.tolist()) == {2}
         (root / "exp" / "test_id.txt").write_bytes(b"2\xff")
         with pytest.raises(ValueError, match=r"test_id\.txt: cannot be read \("):
@@ -275,13 +278,18 @@ class TestRegDb:
         root = trees.regdb(tmp_path / "regdb", trials=(1,))
         path = root / "idx" / "train_visible_1.txt"
         first, *others = path.read_text().splitlines()
-        path.write_text("\n".join([first, first, "Visible/9/x.bmp 0", "nonsense", *others]))
+        spaced = root / "Visible" / "a b.bmp"
+        trees.write_image(spaced)
+        odd = [first, "Visible/9/x.bmp 0", "nonsense", "Visible/9/y.bmp ²", "7", "Visible/a b.bmp 0"]
+        path.write_text("\n".join([first, *odd, *others]), encoding="utf-8")
         with pytest.raises(ValueError) as caught:
             read_regdb(root, trial=1, **SIZE)
         message = str(caught.value)
         assert f"{path}:2: {first.split()[0]} is listed twice" in message
         assert f"{root}/Visible/9/x.bmp: does not exist, listed in {path}:3" in message
-        assert f"{path}:4: must be `relative/path label`, got 'nonsense'" in message
+        for line, text in ((4, "nonsense"), (5, "Visible/9/y.bmp ²"), (6, "7")):
+            assert f"{path}:{line}: must be `relative/path label`, got '{text}'" in message
+        assert message.count(str(root)) == 6
 
     def test_a_person_in_training_and_test_is_an_error_whatever_the_labels(self, tmp_path):
         root = trees.regdb(tmp_path / "regdb", trials=(1,), images=1)
@@ -412,12 +420,15 @@ class TestManifest:
             assert expected in message
         assert message.count(str(path)) == 7
 
-    def test_only_the_first_ten_problems_are_shown(self, tmp_path, rows):
-        rows = [{**rows[0], "path": f"none{number}.png"} for number in range(13)]
+    @pytest.mark.parametrize(
+        ("number", "end"), [(10, ", got 'none9.png'"), (13, "; and 3 more, `dmic data check` lists all")]
+    )
+    def test_only_the_first_ten_problems_are_shown(self, tmp_path, rows, number, end):
+        rows = [{**rows[0], "path": f"none{image}.png"} for image in range(number)]
         with pytest.raises(ValueError) as caught:
             read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
         assert str(caught.value).count("does not exist") == 10
-        assert str(caught.value).endswith("; and 3 more, `dmic data check` lists all")
+        assert str(caught.value).endswith(end)
 
     def test_some_known_training_identities_are_an_error_for_the_others(self, tmp_path, rows):
         rows[1]["identity"] = ""
@@ -428,6 +439,24 @@ class TestManifest:
         rows = [{name: value for name, value in row.items() if name != "identity"} for row in rows]
         with pytest.raises(ValueError, match=r"mine\.csv: identity is empty, test images need one$"):
             read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
+
+    @pytest.mark.parametrize(
+        ("broken", "missing"),
+        [
+            ({"split": "train", "modality": "infrared"}, "infrared training"),
+            ({"split": "test", "modality": "visible"}, "visible test"),
+            ({"split": "test"}, "visible test"),
+        ],
+    )
+    def test_a_modality_of_which_nothing_can_be_read_is_an_error(self, tmp_path, rows, broken, missing):
+        path = trees.write_csv(tmp_path / "mine.csv", rows[:-1])
+        names = [protocol.name for protocol in read_manifest(path, **SIZE, skip_unreadable=True).protocols]
+        assert names == ["mine.csv, visible to infrared", "mine.csv, infrared to visible"]
+        for row in rows:
+            if broken.items() <= row.items():
+                trees.truncate(tmp_path / row["path"])
+        with pytest.raises(ValueError, match=f"mine.csv: has no {missing} image"):
+            read_manifest(path, **SIZE, skip_unreadable=True)
 
     def test_an_identity_for_training_and_test_is_an_error(self, tmp_path, rows):
         rows[5]["identity"] = rows[7]["identity"] = "bob"
