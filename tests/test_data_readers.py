@@ -356,6 +356,14 @@ class TestLlcm:
         with pytest.raises(ValueError, match=r"train_vis\.txt:\d+: the name of .* must hold its camera, 1 to 9"):
             read_llcm(root, **SIZE)
 
+    def test_a_camera_is_missed_in_either_modality(self, tmp_path):
+        root = trees.llcm(tmp_path / "llcm")
+        folder = root / "test_nir" / "cam4"
+        for image in folder.rglob("*.jpg"):
+            image.unlink()
+        with pytest.raises(ValueError, match=f"^LLCM: {folder}: has no image of a listed id$"):
+            read_llcm(root, **SIZE)
+
     def test_a_person_that_trains_and_is_tested_is_an_error(self, tmp_path):
         root = trees.llcm(tmp_path / "llcm")
         (root / "idx" / "test_id.txt").write_text("2,3,60,5")
