@@ -503,8 +503,6 @@ def invariant_expansion(
     report: Report | None = None,
 ) -> Csr:
     """The own rows of the expansion. Lists and ids are those of all samples; rows of other ranks are fetched."""
-    if k2 == 1:
-        return encoding
     own, blocks, parts = ring.own, ring.blocks(ring.own), []
     progress = Progress("invariant_expansion", len(own), report)
     for t in range(ring.most_blocks):  # ranks with fewer blocks still answer the others
@@ -598,7 +596,7 @@ def dbscan(distance: Csr, eps: float, min_samples: int, ring: Ring) -> tuple[tor
     number = torch.where(core & (parent == torch.arange(n, device=device)), 1, 0).cumsum(0) - 1
     cluster = torch.where(core, number[parent], n)  # of every core sample
     labels = torch.full((len(own),), n, device=device)
-    for row, col in pairs_within():
+    for row, col in pairs_within():  # of a core sample with itself too
         labels.scatter_reduce_(0, row, cluster[col], "amin")
     labels[labels == n] = NOISE
     return labels, core_mask, int(number[-1]) + 1 if n else 0

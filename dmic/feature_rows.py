@@ -167,7 +167,7 @@ def _open_npy(path: Path) -> tuple[tuple[int, ...], torch.dtype, int]:
         array = np.lib.format.open_memmap(path, mode="r")
     except ValueError as error:
         raise ValueError(f"{path}: not a readable .npy file ({error})") from error
-    if array.dtype not in (np.float32, np.float16, np.float64) or not array.dtype.isnative:
+    if array.dtype not in (np.float32, np.float16, np.float64):  # of this byte order
         raise ValueError(f"{path}: features must be float32, float16 or float64, got {array.dtype}")
     if not array.flags.c_contiguous:
         raise ValueError(f"{path}: features must be stored in rows (C order); save numpy.ascontiguousarray of them")
@@ -181,6 +181,8 @@ def _open_safetensors(path: Path) -> tuple[tuple[int, ...], torch.dtype, int]:
             if length > path.stat().st_size:
                 raise ValueError(f"a header of {length} bytes")
             entries = json.loads(file.read(length))
+            if not isinstance(entries, dict):
+                raise ValueError("a header that is no table")
         except (struct.error, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: not a readable .safetensors file ({error})") from error
     if "features" not in entries:

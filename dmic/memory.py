@@ -135,8 +135,8 @@ class InstanceMemory:
         """Take the classes from the pseudo labels int64 [N] of a new epoch; the rows stay."""
         own = labels[self.sample_idx]
         outlier = own == NOISE
-        first_free = int(own.max()) + 1 if len(own) else 0
-        self.classes = torch.where(outlier, first_free + outlier.cumsum(0) - 1, own)
+        largest = int(own.max()) if len(own) else NOISE
+        self.classes = torch.where(outlier, largest + outlier.cumsum(0), own)
 
     def loss(self, embeddings: torch.Tensor, sample_idx: torch.Tensor, temperature: float) -> torch.Tensor:
         """`instance_loss` of embeddings [n, d] of samples int64 [n] that it holds."""
@@ -147,7 +147,7 @@ class InstanceMemory:
         _replace_rows(self.rows, self._rows_of(sample_idx), embeddings, self.momentum, generator)
 
     def _rows_of(self, sample_idx: torch.Tensor) -> torch.Tensor:
-        position = torch.searchsorted(self.sample_idx, sample_idx).clamp(max=max(0, len(self) - 1))
+        position = torch.searchsorted(self.sample_idx, sample_idx).clamp(max=len(self) - 1)
         absent = self.sample_idx[position] != sample_idx
         if bool(absent.any()):
             raise ValueError(f"InstanceMemory: sample {int(sample_idx[absent][0])} is not in this memory")

@@ -103,7 +103,7 @@ class StageFiles:
         text += b" " * (-len(text) % 8)
         with atomic_write(path) as file:  # tensor by tensor: the library holds all of them once more
             for piece in (struct.pack("<Q", len(text)), text, *tensors.values()):
-                data = memoryview(piece.cpu().contiguous().numpy()).cast("B") if torch.is_tensor(piece) else piece
+                data = piece.cpu().contiguous().numpy() if torch.is_tensor(piece) else piece
                 digest.update(data)
                 file.write(data)
         with atomic_write(path.with_suffix(".json")) as file:

@@ -155,6 +155,8 @@ class TestSysuMm01:
         (root / "cam1" / "0002" / "0000.txt").touch()
         (root / "cam1" / "0002" / "Thumbs.db").touch()
         (root / "cam1" / "0002" / ".hidden.jpg").touch()
+        for path in (root / "cam1" / "0002").glob("*1.jpg"):
+            path.rename(path.with_suffix(".JPG"))
         assert [p.trials[3].gallery_idx.tolist() for p in read_sysu_mm01(root, **SIZE).protocols] == before
 
     def test_the_cache_serves_training_first_and_never_holds_more_than_it_may(self, sysu_root):
@@ -184,6 +186,7 @@ class TestSysuMm01:
         [
             ("2,x,30", r"test_id\.txt:1: ids must be integers from 0, got 'x'"),
             ("2,-1", r"test_id\.txt:1: ids must be integers from 0, got '-1'"),
+            ("2,²", r"test_id\.txt:1: ids must be integers from 0, got '²'"),
             ("2,30,2", r"test_id\.txt:1: id 2 is listed twice"),
             ("2,3", r"test_id\.txt: id 3 is also in .*train_id\.txt"),
             ("\n", r"test_id\.txt: is empty"),
@@ -191,13 +194,13 @@ class TestSysuMm01:
     )
     def test_a_bad_list_is_an_error_with_its_line(self, tmp_path, content, message):
         root = trees.sysu_mm01(tmp_path / "sysu", train=(3,), val=(7,), test=(2,), count=lambda *_: 1)
-        (root / "exp" / "test_id.txt").write_text(content)
+        (root / "exp" / "test_id.txt").write_text(content, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             read_sysu_mm01(root, **SIZE)
 
     def test_a_list_may_start_with_a_byte_order_mark_but_must_be_text(self, tmp_path):
         root = trees.sysu_mm01(tmp_path / "sysu", train=(3,), val=(7,), test=(2,), count=lambda *_: 1)
-        (root / "exp" / "test_id.txt").write_text("2\n", encoding="utf-8-sig")
+        (root / "exp" / "test_id.txt").write_text("2,,\n\n", encoding="utf-8-sig")
         assert set(read_sysu_mm01(root, **SIZE).test.person_ids.tolist()) == {2}
         (root / "exp" / "test_id.txt").write_bytes(b"2\xff")
         with pytest.raises(ValueError, match=r"test_id\.txt: cannot be read \("):
@@ -277,13 +280,18 @@ class TestRegDb:
         root = trees.regdb(tmp_path / "regdb", trials=(1,))
         path = root / "idx" / "train_visible_1.txt"
         first, *others = path.read_text().splitlines()
-        path.write_text("\n".join([first, first, "Visible/9/x.bmp 0", "nonsense", *others]))
+        spaced = root / "Visible" / "a b.bmp"
+        trees.write_image(spaced)
+        odd = [first, "Visible/9/x.bmp 0", "nonsense", "Visible/9/y.bmp ²", "7", "Visible/a b.bmp 0"]
+        path.write_text("\n".join([first, *odd, *others]), encoding="utf-8")
         with pytest.raises(ValueError) as caught:
             read_regdb(root, trial=1, **SIZE)
         message = str(caught.value)
         assert f"{path}:2: {first.split()[0]} is listed twice" in message
         assert f"{root}/Visible/9/x.bmp: does not exist, listed in {path}:3" in message
-        assert f"{path}:4: must be `relative/path label`, got 'nonsense'" in message
+        for line, text in ((4, "nonsense"), (5, "Visible/9/y.bmp ²"), (6, "7")):
+            assert f"{path}:{line}: must be `relative/path label`, got '{text}'" in message
+        assert message.count(str(root)) == 6
 
     def test_a_person_in_training_and_test_is_an_error_whatever_the_labels(self, tmp_path):
         root = trees.regdb(tmp_path / "regdb", trials=(1,), images=1)
@@ -350,6 +358,14 @@ class TestLlcm:
         with pytest.raises(ValueError, match=r"train_vis\.txt:\d+: the name of .* must hold its camera, 1 to 9"):
             read_llcm(root, **SIZE)
 
+    def test_a_camera_is_missed_in_either_modality(self, tmp_path):
+        root = trees.llcm(tmp_path / "llcm")
+        folder = root / "test_nir" / "cam4"
+        for image in folder.rglob("*.jpg"):
+            image.unlink()
+        with pytest.raises(ValueError, match=f"^LLCM: {folder}: has no image of a listed id$"):
+            read_llcm(root, **SIZE)
+
     def test_a_person_that_trains_and_is_tested_is_an_error(self, tmp_path):
         root = trees.llcm(tmp_path / "llcm")
         (root / "idx" / "test_id.txt").write_text("2,3,60,5")
@@ -414,12 +430,15 @@ class TestManifest:
             assert expected in message
         assert message.count(str(path)) == 7
 
-    def test_only_the_first_ten_problems_are_shown(self, tmp_path, rows):
-        rows = [{**rows[0], "path": f"none{number}.png"} for number in range(13)]
+    @pytest.mark.parametrize(
+        ("number", "end"), [(10, ", got 'none9.png'"), (13, "; and 3 more, `dmic data check` lists all")]
+    )
+    def test_only_the_first_ten_problems_are_shown(self, tmp_path, rows, number, end):
+        rows = [{**rows[0], "path": f"none{image}.png"} for image in range(number)]
         with pytest.raises(ValueError) as caught:
             read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
         assert str(caught.value).count("does not exist") == 10
-        assert str(caught.value).endswith("; and 3 more, `dmic data check` lists all")
+        assert str(caught.value).endswith(end)
 
     def test_some_known_training_identities_are_an_error_for_the_others(self, tmp_path, rows):
         rows[1]["identity"] = ""
@@ -431,8 +450,26 @@ class TestManifest:
         with pytest.raises(ValueError, match=r"mine\.csv: identity is empty, test images need one$"):
             read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
 
+    @pytest.mark.parametrize(
+        ("broken", "missing"),
+        [
+            ({"split": "train", "modality": "infrared"}, "infrared training"),
+            ({"split": "test", "modality": "visible"}, "visible test"),
+            ({"split": "test"}, "visible test"),
+        ],
+    )
+    def test_a_modality_of_which_nothing_can_be_read_is_an_error(self, tmp_path, rows, broken, missing):
+        path = trees.write_csv(tmp_path / "mine.csv", rows[:-1])
+        names = [protocol.name for protocol in read_manifest(path, **SIZE, skip_unreadable=True).protocols]
+        assert names == ["mine.csv, visible to infrared", "mine.csv, infrared to visible"]
+        for row in rows:
+            if broken.items() <= row.items():
+                trees.truncate(tmp_path / row["path"])
+        with pytest.raises(ValueError, match=f"mine.csv: has no {missing} image"):
+            read_manifest(path, **SIZE, skip_unreadable=True)
+
     def test_an_identity_for_training_and_test_is_an_error(self, tmp_path, rows):
-        rows[5]["identity"] = "bob"
+        rows[5]["identity"] = rows[7]["identity"] = "bob"
         with pytest.raises(ValueError, match=r"mine\.csv:7: identity bob is for training and for test$"):
             read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
 
@@ -440,8 +477,9 @@ class TestManifest:
         ("content", "message"),
         [
             ("", r"has no rows, expected columns path, modality, camera"),
-            ("path,modality\na.png,0\n", r"has no column 'camera', got 'modality', 'path'"),
+            ("path,modality\na.png,0\n", r"has no column 'camera', got 'modality', 'path'$"),
             ("path,modality,camera,identiy\na.png,0,1,2\n", r"has a column 'identiy', did you mean 'identity'\?"),
+            ("path,modality,camera,IDENTITY\na.png,0,1,2\n", r"has a column 'IDENTITY', did you mean 'identity'\?"),
             ("path,modality,camera\na,b.png,0,1\n", r"mine\.csv:2: has more values than columns, from '1' on"),
             ('path,modality,camera\n"a.png,0,1\n', r"cannot be read \("),
             ("path,modality,camera\n\xff", r"cannot be read \("),
@@ -469,6 +507,33 @@ class TestManifest:
         (tmp_path / "mine.csv").write_text("\n".join(lines), encoding="utf-8-sig")
         assert len(read_manifest(tmp_path / "mine.csv", **SIZE).train) == 8
 
+    def test_case_and_columns_of_other_names_do_not_matter(self, tmp_path, rows):
+        for row in rows:
+            row["split"] = {"train": "", "test": " Test "}[row["split"]]
+            row["modality"] = row["modality"].upper()
+            row["splits"] = row["note"] = "a note, of two\nlines"
+        dataset = read_manifest(trees.write_csv(tmp_path / "MINE.CSV", rows), **SIZE)
+        assert (len(dataset.train), len(dataset.test.unlabeled)) == (4, 4)
+
+    def test_a_file_is_itself_by_any_path(self, tmp_path, rows):
+        rows[1]["path"] = f"./images/../{rows[0]['path']}"
+        with pytest.raises(
+            ValueError, match=r"mine\.csv:3: path is listed twice, got '\./images/.*, first in .*csv:2$"
+        ):
+            read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
+
+    def test_a_folder_with_two_manifests_is_an_error(self, tmp_path, rows):
+        trees.write_csv(tmp_path / "manifest.csv", rows)
+        (tmp_path / "manifest.parquet").touch()
+        with pytest.raises(ValueError, match=r"must hold one of manifest\.csv, manifest\.parquet, found 2"):
+            read_manifest(tmp_path, **SIZE)
+
+    def test_cameras_that_are_written_differently_are_different(self, tmp_path, rows):
+        for row, camera in zip(rows, ["02", "2", "010", "10"] * 2, strict=True):
+            row["camera"] = camera
+        found = read_manifest(trees.write_csv(tmp_path / "mine.csv", rows), **SIZE)
+        assert found.train.camera_ids.tolist() == [0, 1, 2, 3]
+
     def test_parquet_is_read_like_csv(self, tmp_path, rows):
         pyarrow = pytest.importorskip("pyarrow")
         parquet = pytest.importorskip("pyarrow.parquet")
@@ -488,6 +553,10 @@ class TestManifest:
         table[5]["modality"] = None
         parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "mine.parquet", row_group_size=3)
         with pytest.raises(ValueError, match=r"mine\.parquet:6: modality is empty"):
+            read_manifest(tmp_path / "mine.parquet", **SIZE)
+        table[5] |= {"modality": 1, "camera": float("nan")}
+        parquet.write_table(pyarrow.Table.from_pylist(table), tmp_path / "mine.parquet")
+        with pytest.raises(ValueError, match=r"mine\.parquet:6: camera is empty$"):
             read_manifest(tmp_path / "mine.parquet", **SIZE)
         (tmp_path / "mine.parquet").write_bytes(b"not a table")
         with pytest.raises(ValueError, match=r"mine\.parquet: cannot be read \("):
@@ -567,12 +636,31 @@ class TestSamples:
         masked = self.SAMPLES.select(self.SAMPLES.modality_ids == INFRARED)
         assert (masked.paths, masked.modality_ids.tolist()) == (("b",), [INFRARED])
         assert self.SAMPLES.without_identities().select(torch.tensor([1])).person_ids is None
+        assert Samples.from_rows([]).camera_ids.dtype == torch.int64
 
     def test_unknown_persons_cannot_become_a_labeled_gallery(self):
         assert self.SAMPLES.labeled_gallery(**SIZE).person_ids.tolist() == [5, 5, 6]
         assert len(self.SAMPLES.without_identities().gallery(**SIZE)) == 3
         with pytest.raises(ValueError, match="labeled_gallery needs person_ids"):
             self.SAMPLES.without_identities().labeled_gallery(**SIZE)
+
+    def test_galleries_of_either_kind_decode_as_they_are_told(self):
+        for wrong in ({"num_workers": 0}, {"cache_bytes": -1}):
+            for gallery in (self.SAMPLES.gallery, self.SAMPLES.labeled_gallery):
+                with pytest.raises(ValueError, match=rf"ImageFiles: {next(iter(wrong))} must be at least"):
+                    gallery(**SIZE, **wrong)
+
+    def test_persons_are_drawn_in_ascending_order_wherever_their_rows_are(self):
+        rows = [(f"{person}{shot}", person, 0, VISIBLE) for person in range(5) for shot in range(7)]
+        turned = sorted(rows, key=lambda row: -row[1])
+        for num_shots in (1, 3):
+            draws = []
+            for samples in map(Samples.from_rows, (rows, turned)):
+                drawn = random_gallery(samples, modality=VISIBLE, camera_ids=(0,), num_shots=num_shots, seed=3)
+                draws.append([samples.paths[position] for position in drawn.tolist()])
+            assert draws[0] == draws[1]
+            assert len(draws[0]) == 5 * num_shots
+        assert random_gallery(samples, modality=INFRARED, camera_ids=(0,), num_shots=1, seed=3).dtype == torch.int64
 
     def test_the_global_random_state_is_left_alone(self):
         state = random.getstate()

@@ -518,6 +518,33 @@ def test_ranks_that_embed_or_score_different_things_refuse_to_start(what, said):
     assert other == first.replace("rank 1: ", "")
 
 
+def score_different_things(group):
+    """What every rank is told where rank 1 scores something else, one thing after the other."""
+    odd, (_, labeled), said = process_group.rank(group) == 1, landsat_galleries(num_crops=1), []
+    gallery, protocol = labeled.unlabeled, cross_modality_protocols(labeled)[0]
+    given = {"features": torch.ones(len(gallery), 4), "labeled": labeled, "protocol": protocol, "rerank": None}
+    cameras = replace(labeled, unlabeled=replace(gallery, camera_ids=gallery.camera_ids.flip(0)))
+    trial = replace(protocol.trials[0], gallery_idx=protocol.trials[0].gallery_idx.flip(0))
+    for other in (
+        {"features": torch.ones(len(gallery), 3)},
+        {"labeled": cameras},
+        {"protocol": replace(protocol, trials=(trial,))},
+        {"rerank": Rerank()},
+    ):
+        try:
+            evaluate_protocol(**given | (other if odd else {}), group=group)
+        except ValueError as error:
+            said.append(str(error).removeprefix("evaluate_protocol: rank 1 and rank 0 must have the same "))
+    return said
+
+
+def test_ranks_that_score_different_things_are_told_which():
+    first, other = on_ranks(2, score_different_things)
+    assert first == other
+    names = ("shape of features ([", "camera_ids ('", "trials ('", "rerank ('re-ranked, k1=20, k2=6, lambda=0.3', not ")
+    assert [said.startswith(name) for said, name in zip(first, names, strict=True)] == [True] * 4, first
+
+
 def test_a_rank_that_fails_while_it_embeds_is_named():
     first, other = on_ranks(2, piece_of_its_own, "lost")
     assert other == "TypeError: 'NoneType' object is not subscriptable"
@@ -581,6 +608,31 @@ def talk(group):
         process_group.any_rank(False, group),
         process_group.share(10, group),
     )
+
+
+def gather_in_pieces(group):
+    """Rows that do not lie side by side and belong to a graph, of 12 bytes, two of every rank at a time."""
+    own, process_group.GATHERED_BYTES = process_group.rank(group), 72
+    part = (torch.arange(15.0).view(3, 5) + 100 * own).requires_grad_().T
+    gathered = [
+        process_group.all_gather_rows(rows, group)
+        for rows in (part, part[: 5 - own], part[:, :0], part[:0], part.repeat(1, 9))
+    ]
+    gathered.append(process_group.all_gather(part, group))
+    try:
+        process_group.agree("talk", [{"a": 1, "c": 3}, {"b": 2, "c": 3}, {"a": 1, "c": 3}][own], group)
+    except ValueError as error:
+        return [(rows.shape, rows.requires_grad, rows.tolist()) for rows in gathered], str(error)
+
+
+def test_rows_are_gathered_a_few_at_a_time():
+    parts = [torch.arange(15.0).view(3, 5).T + 100 * own for own in range(3)]
+    uneven = torch.cat([part[: 5 - own] for own, part in enumerate(parts)])
+    whole = torch.cat(parts)
+    expected = [whole, uneven, whole[:, :0], whole[:0], whole.repeat(1, 9), torch.stack(parts)]
+    expected = [(rows.shape, False, rows.tolist()) for rows in expected]
+    said = "talk: rank 1 and rank 0 must have the same a (None, not 1), b (2, not None)"
+    assert on_ranks(3, gather_in_pieces) == [(expected, said)] * 3
 
 
 def test_ranks_tell_each_other_what_they_hold():

@@ -179,6 +179,7 @@ FAULTS = {
     "text.jpg": "is not an image",
     "absent.jpg": "cannot be read",
     "deep.png": "more than 8 bits a channel",
+    "float.tif": "more than 8 bits a channel",
 }
 
 
@@ -190,6 +191,7 @@ def faulty(tmp_path_factory) -> Path:
     (folder / "empty.jpg").touch()
     (folder / "text.jpg").write_text("hello")
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(folder / "deep.png")
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(folder / "float.tif")
     return folder
 
 
@@ -220,7 +222,23 @@ def test_probes_say_what_is_wrong_and_tell_equal_files(paths, faulty, tmp_path, 
         assert fault in probe.fault
     assert probes[NUM_FILES].digest == probes[0].digest
     assert len({probe.digest for probe in probes[:NUM_FILES]}) == NUM_FILES
+    known = [bool(probe.digest) for probe in probes[NUM_FILES + 1 :]]
+    assert known == [name not in ("empty.jpg", "absent.jpg") for name in FAULTS], "damaged files can be equal too"
     assert calls[-1] == ("decoding", len(everything), len(everything))
+
+
+def test_memory_that_runs_out_is_no_fault_of_an_image(paths, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        files(paths)[torch.tensor([0])]
+
+
+def test_of_no_images_none_are_cached():
+    images = files([], cache_bytes=10**6)
+    assert (images.max_cached_bytes, images.max_cached_share, images.cached_share) == (0, 0, 0)
 
 
 def test_what_progress_raises_stops_the_probing(paths):

@@ -74,13 +74,15 @@ class TestClusterMemory:
         ("labels", "momentum", "message"),
         [
             (torch.tensor([0, 1]), 0.0, r"must agree, got \(3, 6\) and \(2,\)"),
-            (torch.tensor([0, 2, 0]), 0.0, "must leave no cluster empty, got none of cluster 1"),
+            (torch.tensor([0, 3, 0]), 0.0, "must leave no cluster empty, got none of cluster 1"),
             (torch.tensor([0, 1, 0]), 1.0, r"momentum must be in \[0, 1\), got 1.0"),
         ],
     )
     def test_bad_arguments_are_named(self, labels, momentum, message):
         with pytest.raises(ValueError, match=f"^ClusterMemory: .*{message}"):
             ClusterMemory.from_features(features(3), labels, momentum=momentum)
+        with pytest.raises(ValueError, match=r"must agree, got \(3,\) and \(3,\)"):
+            ClusterMemory.from_features(torch.ones(3), torch.tensor([0, 1, 0]))
 
 
 class TestInstanceMemory:
@@ -103,6 +105,14 @@ class TestInstanceMemory:
         memory = InstanceMemory.from_features(features(5), torch.arange(5))
         memory.refresh(torch.tensor([3, NOISE, 3, 1, NOISE]))
         assert memory.num_classes == 4
+
+    @pytest.mark.parametrize("num_samples", [0, 3])
+    def test_it_may_hold_nothing(self, num_samples):
+        nobody = torch.arange(0)
+        memory = InstanceMemory.from_features(features(num_samples), nobody)
+        memory.refresh(torch.full((num_samples,), 5))
+        memory.update(features(0), nobody, draws())
+        assert (len(memory), memory.num_classes, memory.classes.dtype) == (0, 0, torch.int64)
 
     def test_refreshing_keeps_the_rows(self):
         memory = InstanceMemory.from_features(features(9), self.HELD)
@@ -134,6 +144,8 @@ class TestInstanceMemory:
     def test_bad_arguments_are_named(self):
         with pytest.raises(ValueError, match=r"sample_idx must ascend within \[0, N\), got 4 to 2 with N=5"):
             InstanceMemory.from_features(features(5), torch.tensor([4, 2]))
+        with pytest.raises(ValueError, match=r"sample_idx must ascend within \[0, N\), got -1 to 2 with N=5"):
+            InstanceMemory.from_features(features(5), torch.tensor([-1, 2]))
         with pytest.raises(ValueError, match=r"sample_idx must ascend within \[0, N\), got 2 to 5 with N=5"):
             InstanceMemory.from_features(features(5), torch.tensor([2, 5]))
         with pytest.raises(ValueError, match=r"sample_idx must ascend within \[0, N\), got 1 to 1 with N=5"):

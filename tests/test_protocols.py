@@ -404,6 +404,8 @@ def test_a_record_survives_json_and_has_no_nan():
         else:
             assert record["mean_inverse_negative_penalty"] == {"mean": None, "spread": None}
             assert record["trials"][0]["cmc"]["20"] is None
+            assert math.isnan(ProtocolResult.from_record(record).mean_average_precision.mean)
+        assert ProtocolResult.from_record(record).as_record() == record
 
 
 def test_bad_arguments_are_named():
@@ -504,3 +506,5 @@ def test_scores_of_several_runs_are_means_over_the_trials_of_all():
     assert [(found.name, len(found.trials)) for found in seeds] == [("SYSU, 2 runs", 4)]
     with pytest.raises(ValueError, match=r"^pooled: runs must have the same protocols, got \['RegDB, a to b', .* and "):
         pooled([runs[0], runs[1][:1]])
+    with pytest.raises(ValueError, match=r"got \['SYSU'\] and \['LLCM'\]$"):
+        pooled([[result("SYSU", 0.1)], [result("LLCM", 0.1)]])

@@ -166,6 +166,20 @@ def test_stages_are_kept_and_any_number_of_ranks_goes_on(ranks, gallery, tmp_pat
         out.unlink()
 
 
+def test_there_may_be_more_ranks_than_samples(ranks, tmp_path):
+    """So that the first has none, and each of the others fewer than a neighbourhood."""
+    np.savez(tmp_path / "three.npz", features=np.array([[0, 0], [3, 0.2], [3, 0]], np.float32))
+    call = ("cluster", tmp_path / "three.npz", "-o", tmp_path / "labels.npz", "--k1", 2, "--k2", 1, "--eps", 0.5)
+    for number in (4, 2):
+        more = ("--min-samples", 2, "--device", "cpu", "--resume", tmp_path / "stages")
+        codes, texts = ranks(tmp_path, number, "dmic", *call, *more)
+        assert codes == [0] * number, texts
+        with np.load(tmp_path / "labels.npz") as found:
+            assert found["labels"].tolist() == [-1, 0, 0]
+        assert "1 (33.3 %)" in texts[0]
+        (tmp_path / "labels.npz").unlink()
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "no checksum", "missing"])
 @pytest.mark.parametrize("stage", ["knn_graph", "invariant_expansion", "jaccard_distance"])
 def test_a_damaged_stage_is_never_used(ranks, gallery, tmp_path, stage, damage):
@@ -597,11 +611,11 @@ def test_a_truncated_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("rank", range(7))
-def test_no_rank_posts_beyond_the_next_turn(monkeypatch, rank):
+def test_every_rank_posts_the_next_turn_and_none_beyond(monkeypatch, rank):
     """Also one whose turns are empty: where messages block in their order, as NCCL's do, all need the same one."""
-    posted = []
-    of_nobody = SimpleNamespace(isend="isend", irecv="irecv", P2POp=lambda *_, **peer: peer["group_peer"])
-    of_nobody.batch_isend_irecv = lambda operations: posted.extend(operations) or []
+    posted = set()
+    of_nobody = SimpleNamespace(isend="isend", irecv="irecv", P2POp=lambda what, _, **peer: (what, peer["group_peer"]))
+    of_nobody.batch_isend_irecv = lambda operations: posted.update(operations) or []
     monkeypatch.setattr(blockwise, "dist", of_nobody)
     group = SimpleNamespace(rank=lambda: rank, size=lambda: 7)
     ring = blockwise.Ring(group, (0, 0, 0, 90, 90, 90, 90, 200), 60, torch.device("meta"))
@@ -615,5 +629,6 @@ def test_no_rank_posts_beyond_the_next_turn(monkeypatch, rank):
             assert len(block) == len(rows)
             met.append(rows)
         near = turns[: number + 2]
-        assert set(posted) <= {peer for one in near for peer in (one.to, one.source)}
+        sent = {("isend", turn.to) for turn in near if len(turn.sent)}
+        assert posted == sent | {("irecv", turn.source) for turn in near if len(turn.received)}
     assert [len(rows) for rows in met] == [len(rows) for turn in turns for rows in ring.blocks(turn.received)]

@@ -107,7 +107,7 @@ def scan_manifest(path: str | os.PathLike[str]) -> Scan:
             )
             for row in own
         )
-        tables[split] = table if known or not own else table.without_identities()
+        tables[split] = table if known else table.without_identities()
         seen = defaultdict(set)
         for row in own if known else ():
             seen[row["identity"]].add(MODALITIES[row["modality"]])

@@ -191,7 +191,7 @@ def read_image_list(
             problems.append(Problem(ERROR, place, f"must be `relative/path label`, got {line!r}"))
         elif image in seen:
             problems.append(Problem(ERROR, place, f"{name} is listed twice"))
-        elif image in missing or not os.path.isfile(image):
+        elif not os.path.isfile(image):
             if image not in missing:
                 problems.append(Problem(ERROR, image, f"does not exist, listed in {place}"))
             missing.add(image)
