@@ -148,9 +148,10 @@ def test_every_epoch_is_logged_with_clusters_losses_and_seconds(galleries):
     assert second["peak_bytes"] > 10**7
 
 
-def test_instance_memories_are_an_option(galleries):
+@pytest.mark.parametrize("without", [{"instances": False}, {"instance_weight": 0.0, "joint_instance_weight": 0.0}])
+def test_instance_memories_are_an_option(galleries, without):
     records = []
-    short_training(galleries[0].unlabeled, plan=stages(instances=False), log=records.append)
+    short_training(galleries[0].unlabeled, plan=stages(**without), log=records.append)
     assert not any(name.startswith("instance") for record in records[1:] for name in record["loss"])
 
 
@@ -266,6 +267,10 @@ def test_modalities_are_clustered_alone_and_together():
     one_out = replace(labels, visible=labels.visible.index_fill(0, torch.tensor([0, 1]), NOISE))
     assert describe_labels(one_out, gallery)["visible"]["outliers"] == 1, "infrared samples are no visible outliers"
     assert record["infrared"]["outliers"] == 0
+    one_visible = labels.shared.masked_fill((labels.shared == 2) & (modality_ids == INFRARED), NOISE)
+    assert describe_labels(replace(labels, shared=one_visible), gallery)["shared"]["mixed_share"] == pytest.approx(
+        2 / 3
+    )
     without = refresh_labels(features, gallery, alone, 0)
     assert (without.shared == NOISE).all()
     assert describe_labels(without, gallery)["shared"]["mixed_share"] is None
