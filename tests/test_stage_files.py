@@ -139,14 +139,15 @@ def fingerprint(features, camera_ids=CAMERAS, modality_ids=MODALITIES, search=SE
 
 def test_a_fingerprint_is_the_same_for_any_number_of_ranks(monkeypatch):
     monkeypatch.setattr(process_group, "all_gather_rows", lambda rows, group: rows)
-    whole, cuts, total = fingerprint(FEATURES), (0, 11, 11, 40), 0
+    whole, cuts, totals = fingerprint(FEATURES), (0, 11, 11, 40), dict.fromkeys(("features", "ids"), 0)
     for rank, (begin, end) in enumerate(pairwise(cuts)):
         ring = Ring(SimpleNamespace(rank=lambda rank=rank: rank), cuts, 5, torch.device("cpu"))
         parts = [part[begin:end] for part in (FEATURES, CAMERAS, MODALITIES)]
         found = fingerprint(*parts, ring=ring)
-        total += int(found.pop("features"), 16)
-        assert found == {name: value for name, value in whole.items() if name != "features"}
-    assert f"{total % 2**64:016x}" == whole["features"]
+        for name in totals:
+            totals[name] += int(found.pop(name), 16)
+        assert found == {name: value for name, value in whole.items() if name not in totals}
+    assert {name: f"{total % 2**64:016x}" for name, total in totals.items()} == {name: whole[name] for name in totals}
 
 
 def test_a_fingerprint_is_of_everything_that_a_stage_depends_on():
@@ -171,13 +172,15 @@ def test_a_fingerprint_is_of_everything_that_a_stage_depends_on():
         fingerprint(FEATURES, None, ones - 1),
         fingerprint(FEATURES, ones - 1, ones - 1),
     ]
-    found += [fingerprint(FEATURES, search=replace(SEARCH, **{name: 1})) for name in vars(SEARCH)]
+    assert fingerprint(FEATURES, search=replace(SEARCH, min_samples=1)) == found[0], "no kept stage depends on it"
+    of_stages = vars(SEARCH).keys() - {"min_samples"}
+    found += [fingerprint(FEATURES, search=replace(SEARCH, **{name: 1})) for name in of_stages]
     found += [fingerprint(torch.zeros(shape), None, None) for shape in ((40, 5), (40, 6), (38, 6))]
     texts = [json.dumps(one) for one in found]
     assert len(set(texts)) == len(texts), texts
-    values = [one["features"] for one in found[:11]]
+    values = [(one["features"], one["ids"]) for one in found[:11]]
     assert len(set(values)) == len(values), "of the data alone"
-    assert all(0 <= int(value, 16) < 2**64 for value in values)
+    assert all(0 <= int(value, 16) < 2**64 for pair in values for value in pair)
 
 
 def test_galleries_are_compared_by_their_ends_and_rows_between():
