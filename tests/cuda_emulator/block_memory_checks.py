@@ -125,6 +125,7 @@ def run(memory: FailingMemory, case: Case, folder: Path) -> dict:
         if child == 0:
             status = 1
             try:
+                torch.set_num_threads(1)  # or threads that start at once race for torch's pool, which the fork broke
                 _native.OPS = torch.ops.dmic_emu
                 (folder / f"{rank}.json").write_text(json.dumps(on_rank(memory, case, rank, store.port, path, ids)))
                 status = 0
