@@ -29,12 +29,12 @@
 #include <bit>
 #include <cmath>
 #include <cstddef>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "../canonical/dot.h"
@@ -61,6 +61,7 @@ constexpr double kMaxSkew = 1.0 / 16;                // of directions that are n
 constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
 constexpr int64_t kSampleRows = 32, kSampleCols = 1024, kSamplePlace = 8;  // decide whether rounded rows will do,
 constexpr int64_t kMostPassed = 4;                   // which lets pass at most so many pairs in place of one
+constexpr double kMostShare = 1.0 / 16;              // of half of the rows that rounding may take, see SimdKernels::bounds
 constexpr int64_t kFirstCols = 256, kFirstFrom = 4096;  // samples that give the first thresholds, from so many rows on
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -227,11 +228,7 @@ class Search {
       norm_[i] = float_below(norm_sq * (1 - 16 * kRounding) - 4 * kTileUnderflow);
     }
     full_ = {features_, d_, scale_};
-    if (rounded_ && largest > 0 && std::isnormal(static_cast<float>(scale_ * rounded_->factor))) {
-      full_ = as_rounded(full_);
-      if (!approximate_) round_rows(progress);
-      if (!approximate_ && !rounding_will_do(progress)) full_ = {features_, d_, scale_};
-    }
+    if (rounded_ && largest > 0 && std::isnormal(static_cast<float>(scale_ * rounded_->factor))) round_rows(progress);
     if (!full_.rounded && !approximate_) error_ = tile_error(d_);
     error_ += 8 * kRounding;  // of the float32 arithmetic of the filter
     for (int64_t i = 0; i < rows_; ++i) reach_[i] = float_above(2 * error_ * length_[i]);
@@ -263,19 +260,30 @@ class Search {
     return 1.02 * (1 + e) * (1 + e) * rounded.tile_error(count) + e * (2 + e);
   }
 
-  // Rounding to integers takes about as much of every row: a row counts as longer than it is where e, the share of the
-  // longest, does not cover that.
+  // Takes rounded rows where they will do. With e, the share that rounding takes from half of the rows at most, a row from
+  // which it takes more counts as longer: integers are as coarse for short rows as for long ones.
   void round_rows(Progress& progress) {
-    const std::vector<double> lost = lost_to_rounding(progress, full_, d_);
-    const double longest = *std::max_element(length_.begin(), length_.end());
-    const double e = *std::max_element(lost.begin(), lost.end()) / longest;
-    error_ = error_of_rounded(*rounded_, e, d_);
-    for (int64_t i = 0; i < rows_; ++i) length_[i] = std::max(length_[i], float_above(lost[i] / e));
+    const Matrix rounded = as_rounded(full_);
+    if (!approximate_) {
+      const std::vector<double> lost = lost_to_rounding(progress, rounded, d_);
+      std::vector<double> share;
+      for (int64_t i = 0; i < rows_; ++i)
+        if (length_[i] > 0) share.push_back(lost[i] / length_[i]);
+      const auto middle = share.begin() + static_cast<int64_t>(share.size() / 2);
+      std::nth_element(share.begin(), middle, share.end());
+      const double e = *middle, error = error_of_rounded(*rounded_, e, d_);
+      std::vector<float> length = length_;
+      for (int64_t i = 0; i < rows_; ++i) length[i] = std::max(length[i], float_above(lost[i] / e));
+      if (e > kMostShare || !rounding_will_do(progress, error, length)) return;
+      error_ = error;
+      length_ = std::move(length);
+    }
+    full_ = rounded;
   }
 
   // Whether the error of rounding lets so few pairs pass that it is faster: a sample shows how many more of them are as
   // near as the k1-th nearest but for the error, or as the kSamplePlace-th of the sample where that is farther.
-  bool rounding_will_do(Progress& progress) const {
+  bool rounding_will_do(Progress& progress, double error, const std::vector<float>& length) const {
     if (rows_ <= capacity_) return true;
     const int64_t queries = std::min(rows_, kSampleRows), others = std::min(rows_, kSampleCols);
     const int64_t place = std::min(others - 1, std::max(kSamplePlace, k1_ * others / rows_));
@@ -296,7 +304,7 @@ class Search {
       std::vector<double> sorted = worker.dist;
       std::nth_element(sorted.begin(), sorted.begin() + (place - 1), sorted.end());
       for (int64_t t = 0; t < others; ++t)
-        passed[query] += worker.dist[t] <= sorted[place - 1] + 4 * error_ * length_[i] * length_[idx[t]];
+        passed[query] += worker.dist[t] <= sorted[place - 1] + 4 * error * length[i] * length[idx[t]];
     });
     progress.check();
     const int64_t pairs = std::accumulate(passed.begin(), passed.end(), int64_t{0});

@@ -23,7 +23,8 @@ inline double tile_error(int64_t d) {
 }
 constexpr double kTileUnderflow = 0x1p-100;
 
-// The same of a product of rows rounded to bfloat16, beside the rounding: exact products, added one by one to float32.
+// The same of a product of rows rounded to bfloat16, beside the rounding: exact products, those of two padded steps among
+// them, added one by one to float32.
 inline double bf16_tile_error(int64_t d) {
   const double n = static_cast<double>(d + 64) * 0x1p-24;
   return n / (1 - n);
@@ -98,8 +99,8 @@ struct SimdKernels {
                     TileHit* hits);
 
   // Bounds of norm + keys[t], a distance from a sample x of that squared norm to sample y = idx[t], whose key is
-  // |y|^2 - 2 x.y as `filter` computes it (its row score, negated): off by reach |y|, with reach <= |x|, and by kKeyError
-  // of both squared norms.
+  // |y|^2 - 2 x.y as `filter` computes it (its row score, negated): off by reach |y|, with reach <= 5 |x| + 2^-47, and by
+  // kKeyError of both squared norms.
   void (*bounds)(const float* keys, const int32_t* idx, int64_t count, const float* length, float norm, float reach,
                  float* lower, float* upper);
 

@@ -57,6 +57,17 @@ struct Simd {
 
 constexpr int64_t kLineBytes = 64;
 
+// 32 values times scale, those from `count` on zero.
+struct Step {
+  Step(const float* x, int64_t count, __m512 scale) {
+    const __mmask16 low = _cvtu32_mask16(count >= 16 ? 0xffff : (1u << count) - 1);
+    const __mmask16 high = _cvtu32_mask16(count >= 32 ? 0xffff : count <= 16 ? 0 : (1u << (count - 16)) - 1);
+    first = _mm512_mul_ps(_mm512_maskz_loadu_ps(low, x), scale);
+    second = _mm512_mul_ps(_mm512_maskz_loadu_ps(high, x + 16), scale);
+  }
+  __m512 first, second;
+};
+
 // A 16 x 16 matrix of 32-bit words becomes its transpose.
 inline void transpose(__m512i* a) {
   __m512i b[16];
@@ -86,6 +97,13 @@ inline void transpose(__m512i* a) {
   for (int r = 0; r < 16; ++r) a[r] = b[r];
 }
 
+constexpr SimdKernels rounding(const char* name, const RoundedKernels* rounded) {
+  SimdKernels kernels = kKernels;
+  kernels.name = name;
+  kernels.rounded = rounded;
+  return kernels;
+}
+
 }  // namespace dmic::avx512
 
 #if defined(__clang__)
@@ -113,13 +131,11 @@ constexpr int64_t kPanelRows = 14, kPanelCols = 32, kStep = 32;
 constexpr int64_t kWordBytes = 4, kWords = kLineBytes / kWordBytes;  // products are of the two columns of a word
 constexpr float kFactor = 0x1p14f;  // so that no sum of a step, at most its square, overflows
 
-// 32 values of a row, those from `count` on zero, to the nearest integers.
+// A step of a row, to the nearest integers.
 inline __m512i round_step(const float* x, int64_t count, __m512 scale) {
-  const __mmask16 low = _cvtu32_mask16(count >= 16 ? 0xffff : (1u << count) - 1);
-  const __mmask16 high = _cvtu32_mask16(count >= 32 ? 0xffff : count <= 16 ? 0 : (1u << (count - 16)) - 1);
-  const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(low, x), scale));
-  const __m512i second = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(high, x + 16), scale));
-  return _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtsepi32_epi16(first)), _mm512_cvtsepi32_epi16(second), 1);
+  const avx512::Step step(x, count, scale);
+  const __m256i first = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(step.first));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(first), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(step.second)), 1);
 }
 
 // A step of up to 16 rows: lines of a word of each row.
@@ -225,12 +241,6 @@ float above(float x) { return std::ceil(x * kFactor) / kFactor; }
 constexpr RoundedKernels kInt16{kPanelRows, kPanelCols, kStep,     2,         kFactor, int16_tile_error,
                                 above,      pack_rows,  pack_cols, tile,      residual};
 
-constexpr SimdKernels with_int16(SimdKernels kernels) {
-  kernels.name = "vnni";
-  kernels.rounded = &kInt16;
-  return kernels;
-}
-
 }  // namespace dmic::vnni
 
 #if defined(__clang__)
@@ -240,7 +250,7 @@ constexpr SimdKernels with_int16(SimdKernels kernels) {
 #endif
 
 namespace dmic {
-extern const SimdKernels kSimdVnni = vnni::with_int16(avx512::kKernels);
+extern const SimdKernels kSimdVnni = avx512::rounding("vnni", &vnni::kInt16);
 }
 
 #if defined(__clang__)
@@ -256,13 +266,10 @@ constexpr int64_t kTile = 16;                          // rows of a tile registe
 constexpr int64_t kPanel = 2 * kTile, kStep = 32;
 constexpr int64_t kTileBytes = kTile * avx512::kLineBytes;
 
-// 32 values of a row as bfloat16, to nearest even, those from `count` on zero; denormal ones become zero.
+// A step of a row as bfloat16, to nearest even; denormal values become zero.
 inline __m512i round_step(const float* x, int64_t count, __m512 scale) {
-  const __mmask16 low = _cvtu32_mask16(count >= 16 ? 0xffff : (1u << count) - 1);
-  const __mmask16 high = _cvtu32_mask16(count >= 32 ? 0xffff : count <= 16 ? 0 : (1u << (count - 16)) - 1);
-  const __m512 first = _mm512_mul_ps(_mm512_maskz_loadu_ps(low, x), scale);
-  const __m512 second = _mm512_mul_ps(_mm512_maskz_loadu_ps(high, x + 16), scale);
-  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(second, first));
+  const avx512::Step step(x, count, scale);
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(step.second, step.first));
 }
 
 // Tiles of 16 rows and one step, all steps of a panel of 16 rows one after the other.
@@ -375,12 +382,6 @@ float above(float x) {
 
 constexpr RoundedKernels kBf16{kPanel, kPanel, kStep, 2, 1, bf16_tile_error, above, pack_rows, pack_cols, tile, residual};
 
-constexpr SimdKernels with_bf16(SimdKernels kernels) {
-  kernels.name = "amx";
-  kernels.rounded = &kBf16;
-  return kernels;
-}
-
 }  // namespace dmic::amx
 
 #if defined(__clang__)
@@ -391,7 +392,7 @@ constexpr SimdKernels with_bf16(SimdKernels kernels) {
 
 namespace dmic {
 
-extern const SimdKernels kSimdAmx = amx::with_bf16(avx512::kKernels);
+extern const SimdKernels kSimdAmx = avx512::rounding("amx", &amx::kBf16);
 
 // Whether the processor and the system have AMX, and the system lets this process use its registers.
 bool amx_available() {

@@ -382,7 +382,7 @@ void bounds_hold_whatever_a_key_may_be_off_by() {
       std::vector<float> length(100), keys(count), lower(count), upper(count);
       std::vector<int32_t> idx(count);
       for (float& y : length) y = value();
-      const float norm = value(), reach = value() * std::sqrt(norm);
+      const float norm = value(), reach = (count % 2 ? 5 : 1) * value() * std::sqrt(norm);
       for (int64_t t = 0; t < count; ++t) {
         idx[t] = static_cast<int32_t>(random() % 100);
         keys[t] = length[idx[t]] * length[idx[t]] - 2 * std::sqrt(norm) * length[idx[t]] * (value() - value());

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import dmic
 import dmic.directions
 from dmic import reference
+from dmic._native import set_simd_level
 from dmic.directions import leading_directions
 
 SHAPES = [  # N, d, k1: primes, one past a power of two, one column, all columns
@@ -188,6 +190,27 @@ def test_one_far_sample_does_not_blur_the_others(backend):
     features = gallery(backend.size(229, 140), 16, seed=11).features
     features[100] *= 1e15
     assert_same_bits(search(backend, features, 20), reference.knn_graph(features, 20))
+
+
+@pytest.mark.not_emulated("instruction sets of a CPU")
+def test_one_far_sample_does_not_slow_the_others_down(backend):
+    """Rounded to integers as coarse as it needs, all others would pass for neighbours."""
+    features = backend.put(gallery(3000, 64, seed=15).features)
+    far = features.clone()
+    far[100] *= 1000
+
+    def seconds(given):
+        start = time.process_time()
+        backend.raw.knn_graph(given, 20)
+        return time.process_time() - start
+
+    try:
+        for level in dmic.build_info()["simd_available"]:
+            set_simd_level(level)
+            usual, slow = (min(seconds(given) for _ in range(3)) for given in (features, far))
+            assert slow < 8 * usual, level
+    finally:
+        set_simd_level(None)
 
 
 @pytest.mark.not_emulated("a GPU rounds to float16")
@@ -391,7 +414,16 @@ def test_short_lists_in_large_galleries_need_all_directions_of_the_features_too(
     basis = torch.linalg.qr(torch.randn(256, 60, generator=random)).Q.T
     features = torch.randn(6000, 60, generator=random) @ basis + 0.01 * torch.randn(6000, 256, generator=random)
     assert [len(leading_directions(features, k1)) for k1 in (1, 2, 40)] == [63, 63, 63]
-    assert leading_directions(features, 40, simd="amx") is None, "products of 256 columns cost next to nothing there"
+    for simd in ("vnni", "amx"):
+        assert leading_directions(features, 40, simd=simd) is None, "products of 256 columns cost next to nothing there"
+
+
+def test_more_columns_need_directions_sooner_where_products_cost_more():
+    random = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(512, 60, generator=random)).Q.T
+    features = torch.randn(6000, 60, generator=random) @ basis + 0.01 * torch.randn(6000, 512, generator=random)
+    found = [leading_directions(features, 40, simd=simd) for simd in (None, "vnni", "amx")]
+    assert [None if directions is None else len(directions) for directions in found] == [63, 63, None]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
