@@ -6,7 +6,6 @@ is lost.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,7 +116,7 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
 
     if files is not None:
         with stage("the checksum of the features"):
-            files.open(_fingerprint(features, camera_ids, modality_ids, search, ring), ring)
+            files.open(_fingerprint(features, camera_ids, modality_ids, ring), search, ring)
         watch.enter("the finished stages")
     distance = files.load_csr("jaccard_distance") if files else None
     if distance is None:
@@ -179,8 +178,8 @@ def marked(n: int) -> list[int]:
     return sorted({n * i // MARKED_ROWS for i in range(MARKED_ROWS)} | {n - 1}) if n else []
 
 
-def _fingerprint(features: FeatureRows, camera_ids, modality_ids, search: Search, ring: Ring) -> str:
-    """Of everything that a finished stage depends on: the same for any number of ranks."""
+def _fingerprint(features: FeatureRows, camera_ids, modality_ids, ring: Ring) -> dict[str, Any]:
+    """Of everything that a finished stage depends on beside settings: the same for any number of ranks."""
     totals = torch.zeros(1, 2, dtype=torch.int64)
     factors = torch.arange(1, features.shape[1] + 1) * MIX | 1
     for rows in ring.blocks(ring.own):
@@ -194,6 +193,4 @@ def _fingerprint(features: FeatureRows, camera_ids, modality_ids, search: Search
         totals += torch.stack([(place * (each ^ each >> 29)).sum() for each in (sums, codes)])
     totals = process_group.all_gather_rows(totals, ring.group).sum(0).tolist()
     found = {name: f"{total & (1 << 64) - 1:016x}" for name, total in zip(("features", "ids"), totals, strict=True)}
-    settings = {name: value for name, value in vars(search).items() if name != "min_samples"}  # of DBSCAN, never kept
-    sizes = {"num_samples": ring.num_samples, "num_features": features.shape[1]}
-    return json.dumps({**found, **settings, **sizes}, sort_keys=True)
+    return {**found, "num_samples": ring.num_samples, "num_features": features.shape[1]}

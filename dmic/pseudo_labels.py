@@ -174,7 +174,7 @@ def pseudo_labels(
             the whole. From a path each takes its share, and ids are then those of all rows. The labels are those of one
             process. It must send tensors on the CPU too: on GPUs, make it by init_process_group("cpu:gloo,cuda:nccl").
         folder: where neighbours, encoding and distances are kept as they are finished, and taken from if they are
-            there, also by another number of ranks.
+            there, also by another number of ranks or for other settings, as far as these leave them as they are.
         device: where to compute, if not where the features are, block by block: features in a file, or in memory and
             too many for a GPU. None is where they are, and the CPU for a file.
 

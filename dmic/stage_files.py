@@ -1,8 +1,8 @@
 """Finished stages of a long clustering, in a folder: what is there and whole is used, whatever wrote it is named.
 
-Every rank writes the rows that it owns, as `<stage>.<first row>-<end>.safetensors` with a checksum beside it; any
-number of ranks can read them. A file of other features or settings is an error and never used; a damaged or missing one
-means that the stage runs again.
+Every rank writes the rows that it owns, as `<stage>-<settings>.<first row>-<end>.safetensors` with a checksum beside
+it; any number of ranks can read them, and a stage serves all clusterings that share the settings in its name. A file of
+another gallery is an error and never used; a damaged or missing one means that the stage runs again.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ import os
 import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
 from . import process_group
+from .block_memory import Search
 from .blockwise import Ring, Rows
 from .checkpoint import atomic_write, remove_leftovers
 from .csr import Csr
 
 DTYPES = {torch.int64: "I64", torch.int32: "I32", torch.float32: "F32"}
 PIECE_BYTES = 1 << 20  # hashed at a time
-NAME = re.compile(r"(?P<stage>\w+)\.(?P<begin>\d+)-(?P<end>\d+)\.safetensors")
+SETTINGS = {"knn_graph": ("k1",), "invariant_expansion": ("k1", "k2"), "jaccard_distance": ("k1", "k2", "eps")}
+NAME = re.compile(r"(?P<stage>.+)\.(?P<begin>\d+)-(?P<end>\d+)\.safetensors")
 
 
 class StageFiles:
@@ -34,13 +37,16 @@ class StageFiles:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
 
-    def open(self, fingerprint: str, ring: Ring) -> None:
+    def open(self, fingerprint: dict[str, Any], search: Search, ring: Ring) -> None:
         """Say what the stages belong to.
+
+        Args:
+            fingerprint: of the gallery; something that JSON gives back as it is.
 
         Raises:
             ValueError: the folder has stages of something else, and which, or cannot be written to.
         """
-        self.fingerprint, self.ring = fingerprint, ring
+        self.fingerprint, self.search, self.ring = fingerprint, search, ring
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not os.access(self.folder, os.W_OK | os.X_OK):
@@ -54,13 +60,11 @@ class StageFiles:
             except (ValueError, KeyError, TypeError):
                 continue  # half of a file: what it belongs to is written again
             if there != fingerprint:
-                theirs, ours = json.loads(there), json.loads(fingerprint)
+                theirs = there if isinstance(there, dict) else {}  # of another version
                 different = ", ".join(
-                    f"{key} {theirs.get(key)} (now {ours[key]})" for key in ours if theirs.get(key) != ours[key]
+                    f"{key} {theirs.get(key)} (now {now})" for key, now in fingerprint.items() if theirs.get(key) != now
                 )
-                raise ValueError(
-                    f"{self.folder}: holds stages of another clustering: {different}; choose another folder"
-                )
+                raise ValueError(f"{self.folder}: holds stages of another gallery: {different}; choose another folder")
 
     def save(self, stage: str, rows: torch.Tensor) -> None:
         """One tensor with a row for each of this rank."""
@@ -94,7 +98,7 @@ class StageFiles:
 
     def _write(self, stage: str, tensors: dict[str, torch.Tensor]) -> None:
         own = self.ring.own
-        path = self.folder / f"{stage}.{own.begin}-{own.end}.safetensors"
+        path = self.folder / f"{self._name(stage)}.{own.begin}-{own.end}.safetensors"
         digest, header, end = hashlib.blake2b(), {}, 0
         for name, tensor in tensors.items():
             begin, end = end, end + tensor.nbytes
@@ -107,13 +111,17 @@ class StageFiles:
                 digest.update(data)
                 file.write(data)
         with atomic_write(path.with_suffix(".json")) as file:
-            file.write(json.dumps({"fingerprint": self.fingerprint, "blake2b": digest.hexdigest()}).encode())
+            about = {"fingerprint": self.fingerprint, "file": path.name, "blake2b": digest.hexdigest()}
+            file.write(json.dumps(about).encode())
+
+    def _name(self, stage: str) -> str:
+        return "-".join([stage, *(f"{name}={getattr(self.search, name)}" for name in SETTINGS[stage])])
 
     def _read(self, stage: str) -> list[tuple[Path, Rows]] | None:
         """Files of a stage with the rows of them that are this rank's, counted from their first."""
-        own, found, at = self.ring.own, [], self.ring.own.begin
+        own, found, at, name = self.ring.own, [], self.ring.own.begin, self._name(stage)
         shards = [
-            match for path in self.folder.iterdir() if (match := NAME.fullmatch(path.name)) and match["stage"] == stage
+            match for path in self.folder.iterdir() if (match := NAME.fullmatch(path.name)) and match["stage"] == name
         ]
         for match in sorted(shards, key=lambda match: int(match["begin"])):
             begin, end = int(match["begin"]), int(match["end"])
@@ -138,7 +146,7 @@ def _is_whole(path: Path) -> bool:
         with path.open("rb") as file:
             while piece := file.read(PIECE_BYTES):
                 digest.update(piece)
-        return about["blake2b"] == digest.hexdigest()
+        return (about["file"], about["blake2b"]) == (path.name, digest.hexdigest())
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -331,7 +331,8 @@ def test_a_failed_write_leaves_the_old_file(files, run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("123", 123), ("4GB", 4 * 10**9), ("1.5 GiB", 3 << 29), ("512mb", 512 * 10**6), ("2kiB", 2048)]
+    ("text", "count"),
+    [("123", 123), ("4GB", 4 * 10**9), ("4G", 4 * 10**9), ("1.5 GiB", 3 << 29), ("512mb", 512 * 10**6), ("2kiB", 2048)],
 )
 def test_sizes_are_decimal_or_binary(text, count):
     assert cluster_command.parse_bytes(text) == count

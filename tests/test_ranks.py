@@ -186,9 +186,9 @@ def test_a_damaged_stage_is_never_used(ranks, gallery, tmp_path, stage, damage):
     assert cluster(ranks, tmp_path, gallery, num_ranks=2)[0] == [0, 0]
     for later in ("knn_graph", "invariant_expansion", "jaccard_distance"):
         if later > stage or (stage == "knn_graph" and later != stage):
-            for path in (tmp_path / "stages").glob(f"{later}.*"):
+            for path in (tmp_path / "stages").glob(f"{later}-*"):
                 path.unlink()
-    path = next((tmp_path / "stages").glob(f"{stage}.0-*.safetensors"))
+    path = next((tmp_path / "stages").glob(f"{stage}-*.0-*.safetensors"))
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     {
@@ -204,7 +204,7 @@ def test_a_damaged_stage_is_never_used(ranks, gallery, tmp_path, stage, damage):
 
 def test_what_a_killed_rank_left_of_a_file_is_deleted(ranks, gallery, tmp_path):
     (tmp_path / "stages").mkdir()
-    (tmp_path / "stages" / ".knn_graph.0-420.safetensors.1.tmp").write_bytes(b"half")
+    (tmp_path / "stages" / ".knn_graph-k1=20.0-420.safetensors.1.tmp").write_bytes(b"half")
     codes, texts, out = cluster(ranks, tmp_path, gallery, num_ranks=2)
     assert codes == [0, 0], texts
     assert_right(out, gallery)
@@ -213,9 +213,6 @@ def test_what_a_killed_rank_left_of_a_file_is_deleted(ranks, gallery, tmp_path):
 
 def test_stages_of_something_else_are_refused(ranks, gallery, tmp_path):
     assert cluster(ranks, tmp_path, gallery, num_ranks=2)[0] == [0, 0]
-    codes, texts, _ = cluster(ranks, tmp_path, gallery, "--k2", 5, num_ranks=2)
-    assert codes == [2, 2]
-    assert all("holds stages of another clustering: k2 6 (now 5); choose another folder" in text for text in texts)
     for what, key, place in (("features", "features", (5, 3)), ("ids", "camera_ids", 7), ("ids", "modality_ids", 9)):
         with np.load(gallery[0]) as data:
             changed = {name: data[name].copy() for name in data.files}
@@ -224,18 +221,25 @@ def test_stages_of_something_else_are_refused(ranks, gallery, tmp_path):
         codes, texts, _ = cluster(ranks, tmp_path, (tmp_path / "changed.npz",))
         assert codes == [2, 2, 2]
         number = "[0-9a-f]{16}"
-        assert re.search(rf"holds stages of another clustering: {what} {number} \(now {number}\); choose", texts[0])
+        assert re.search(rf"holds stages of another gallery: {what} {number} \(now {number}\); choose", texts[0])
 
 
-def test_stages_serve_every_min_samples(ranks, gallery, tmp_path):
+def test_stages_serve_the_settings_that_come_after_them(ranks, gallery, tmp_path):
+    stages = ["knn_graph", "invariant_expansion", "jaccard_distance"]
     assert cluster(ranks, tmp_path, gallery, num_ranks=2)[0] == [0, 0]
-    codes, texts, out = cluster(ranks, tmp_path, gallery, "--min-samples", 6, num_ranks=2)
-    assert codes == [0, 0], texts
-    assert "knn_graph: " not in texts[0]
-    with np.load(gallery[0]) as data:
-        found = dmic.pseudo_labels(**data, k1=20, k2=6, eps=0.6, min_samples=6)
-    assert_right(out, (None, found.labels))
-    assert not np.array_equal(found.labels, gallery[1])
+    usual, done = {"k1": 20, "k2": 6, "eps": 0.6, "min_samples": 4}, set()
+    for name, value, kept in (("min_samples", 6, 3), ("eps", 0.5, 2), ("k2", 5, 1), ("k1", 18, 0), ("eps", 0.6, 3)):
+        settings = usual | {name: value}
+        options = (f"--{name.replace('_', '-')}", value)
+        codes, texts, out = cluster(ranks, tmp_path, gallery, *options, num_ranks=2)
+        assert codes == [0, 0], texts
+        told = texts[0].split("outliers")[1]  # the table, which has what ran
+        assert [stage in told for stage in stages] == [index >= kept for index in range(3)], (name, told)
+        with np.load(gallery[0]) as data:
+            found = dmic.pseudo_labels(**data, **settings)
+        assert_right(out, (None, found.labels))
+        done.add(found.labels.tobytes())
+    assert len(done) == 5, "settings that change nothing show nothing"
 
 
 @pytest.mark.parametrize(
@@ -577,11 +581,12 @@ def test_a_stage_is_written_and_read_in_place(tmp_path):
 import sys, torch
 from benchmarks import measuring
 from dmic import blockwise
+from dmic.block_memory import Search
 from dmic.stage_files import StageFiles
 ring = blockwise.Ring.join(1000, 1000, torch.device("cpu"), None)
 files = StageFiles(sys.argv[1])
-files.open("{}", ring)
-files.save("warm", torch.zeros(1000, 8)), files.load("warm")
+files.open({}, Search(k1=1, k2=1, eps=0.5, min_samples=1), ring)
+files.save("knn_graph", torch.zeros(1000, 8)), files.load("knn_graph")
 rows = torch.arange(20_000_000, dtype=torch.int32).view(1000, -1)
 measuring.reset_peak(); before = measuring.current_bytes()
 files.save("knn_graph", rows)

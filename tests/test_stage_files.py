@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -24,7 +23,9 @@ CUTS = [(0, N), (0, 9, 10, 100, N), (0, 0, 40, 40, 80, N, N), (0, 60, N), (0, 1,
 ROWS = torch.arange(3 * N, dtype=torch.int32).view(3, N).T
 PTR = torch.cat([torch.zeros(1, dtype=torch.int64), (torch.arange(N) % 4).cumsum(0)])
 VALUES = Csr(PTR, torch.arange(int(PTR[-1]), dtype=torch.int32) % N, torch.arange(float(PTR[-1])), N)
-MINE = json.dumps({"features": "a", "k1": 20})
+MINE = {"features": "a", "num_samples": N}
+SEARCH = Search(k1=6, k2=3, eps=0.6, min_samples=4)
+LISTS = "knn_graph-k1=6"
 
 
 @pytest.fixture
@@ -32,10 +33,10 @@ def opened(tmp_path, monkeypatch):
     """Files of a rank by the cuts and its number, of a job whose other ranks have what they need."""
     monkeypatch.setattr(process_group, "any_rank", lambda flag, group: flag)
 
-    def files_of(cuts, rank, fingerprint=MINE) -> StageFiles:
+    def files_of(cuts, rank, fingerprint=MINE, search=SEARCH) -> StageFiles:
         group = SimpleNamespace(rank=lambda: rank, size=lambda: len(cuts) - 1)
         files = StageFiles(tmp_path / "of" / "stages")
-        files.open(fingerprint, Ring(group, cuts, 1000, torch.device("cpu")))
+        files.open(fingerprint, search, Ring(group, cuts, 1000, torch.device("cpu")))
         return files
 
     return files_of
@@ -68,7 +69,7 @@ def test_any_number_of_ranks_reads_what_any_number_wrote(opened, written, read):
 def test_files_that_overlap_are_used_once_and_others_not_at_all(opened):
     for cuts in CUTS:
         folder = save(opened, cuts)
-    (folder / "knn_graph.0-120.safetensors.bak").write_bytes(b"")
+    (folder / f"{LISTS}.0-120.safetensors.bak").write_bytes(b"")
     (folder / "of_the_user.txt").write_bytes(b"")
     for rank in range(3):
         assert_loaded(opened, CUTS[-1], rank)
@@ -95,16 +96,16 @@ def test_a_rank_without_rows_needs_one_whole_file_for_the_shape(opened):
     empty = (0, 0, N)
     assert opened(empty, 0).load("knn_graph") is None
     folder = save(opened, (0, 60, N))
-    damaged = folder / "knn_graph.0-60.safetensors"
+    damaged = folder / f"{LISTS}.0-60.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     assert_loaded(opened, empty, 0)
-    damaged.with_name("knn_graph.60-120.json").unlink()
+    damaged.with_name(f"{LISTS}.60-120.json").unlink()
     assert opened(empty, 0).load("knn_graph") is None
 
 
-@pytest.mark.parametrize("text", ["", "{", "5", "[]", "{}", '{"blake2b": 5}'])
+@pytest.mark.parametrize("text", ["", "{", "5", "[]", "{}", '{"file": 5, "blake2b": 5}'])
 def test_half_of_a_description_is_none(opened, text):
-    save(opened, (0, N)).joinpath("knn_graph.0-120.json").write_text(text)
+    save(opened, (0, N)).joinpath(f"{LISTS}.0-120.json").write_text(text)
     assert opened((0, N), 0).load("knn_graph") is None
     save(opened, (0, N))
     assert_loaded(opened, (0, N), 0)
@@ -113,28 +114,61 @@ def test_half_of_a_description_is_none(opened, text):
 @pytest.mark.parametrize(
     ("theirs", "said"),
     [
-        ({"features": "b", "k1": 20}, "features b (now a)"),
-        ({"features": "b", "k1": 30}, "features b (now a), k1 30 (now 20)"),
-        ({"features": "a"}, "k1 None (now 20)"),
+        ({"features": "b", "num_samples": N}, "features b (now a)"),
+        ({"features": "b", "num_samples": 30}, "features b (now a), num_samples 30 (now 120)"),
+        ({"features": "a"}, "num_samples None (now 120)"),
+        ('{"features": "a"}', "features None (now a), num_samples None (now 120)"),  # as an earlier version wrote it
     ],
 )
 def test_stages_of_something_else_are_refused_with_what_differs(opened, theirs, said):
-    files = opened((0, N), 0, json.dumps(theirs))
+    files = opened((0, N), 0, theirs)
     files.save("knn_graph", ROWS)
     with pytest.raises(ValueError) as found:
         opened((0, N), 0)
-    assert str(found.value) == f"{files.folder}: holds stages of another clustering: {said}; choose another folder"
+    assert str(found.value) == f"{files.folder}: holds stages of another gallery: {said}; choose another folder"
+
+
+@pytest.mark.parametrize(
+    ("setting", "kept"),
+    [
+        ("k1", []),
+        ("k2", ["knn_graph"]),
+        ("eps", ["knn_graph", "invariant_expansion"]),
+        ("min_samples", ["knn_graph", "invariant_expansion", "jaccard_distance"]),
+    ],
+)
+def test_a_stage_serves_all_settings_that_it_does_not_depend_on(opened, setting, kept):
+    def loaded(search):
+        files = opened((0, N), 0, search=search)
+        found = {stage: files.load_csr(stage) for stage in ("invariant_expansion", "jaccard_distance")}
+        return [stage for stage, rows in {"knn_graph": files.load("knn_graph"), **found}.items() if rows is not None]
+
+    save(opened, (0, N))
+    opened((0, N), 0).save_csr("invariant_expansion", VALUES)
+    other = replace(SEARCH, **{setting: 1})
+    assert loaded(other) == kept
+    opened((0, N), 0, search=other).save_csr("jaccard_distance", VALUES)
+    assert len(loaded(SEARCH)) == 3, "the earlier ones are still there"
+
+
+def test_a_file_under_the_name_of_another_is_not_used(opened):
+    folder = save(opened, (0, 60, N))
+    for suffix in (".safetensors", ".json"):
+        path = folder / f"{LISTS}.0-60{suffix}"
+        path.rename(path.with_name(f"knn_graph-k1=7.0-60{suffix}"))
+        path.with_name(f"{LISTS}.60-120{suffix}").rename(path)
+    for k1 in (6, 7):
+        assert opened((0, 60, N), 0, search=replace(SEARCH, k1=k1)).load("knn_graph") is None
 
 
 FEATURES = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 CAMERAS, MODALITIES = torch.arange(40) % 3, torch.arange(40) % 2
-SEARCH = Search(k1=6, k2=3, eps=0.6, min_samples=4)
 
 
-def fingerprint(features, camera_ids=CAMERAS, modality_ids=MODALITIES, search=SEARCH, ring=None):
+def fingerprint(features, camera_ids=CAMERAS, modality_ids=MODALITIES, ring=None):
     rows = FeatureRows.of("test", features)
     ring = ring or Ring.join(len(features), 7, torch.device("cpu"), None)
-    return json.loads(_fingerprint(rows, camera_ids, modality_ids, search, ring))
+    return _fingerprint(rows, camera_ids, modality_ids, ring)
 
 
 def test_a_fingerprint_is_the_same_for_any_number_of_ranks(monkeypatch):
@@ -172,11 +206,8 @@ def test_a_fingerprint_is_of_everything_that_a_stage_depends_on():
         fingerprint(FEATURES, None, ones - 1),
         fingerprint(FEATURES, ones - 1, ones - 1),
     ]
-    assert fingerprint(FEATURES, search=replace(SEARCH, min_samples=1)) == found[0], "no kept stage depends on it"
-    of_stages = vars(SEARCH).keys() - {"min_samples"}
-    found += [fingerprint(FEATURES, search=replace(SEARCH, **{name: 1})) for name in of_stages]
     found += [fingerprint(torch.zeros(shape), None, None) for shape in ((40, 5), (40, 6), (38, 6))]
-    texts = [json.dumps(one) for one in found]
+    texts = [str(one) for one in found]
     assert len(set(texts)) == len(texts), texts
     values = [(one["features"], one["ids"]) for one in found[:11]]
     assert len(set(values)) == len(values), "of the data alone"

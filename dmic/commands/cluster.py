@@ -39,6 +39,7 @@ INTEGERS = f"integers ({ANY_IDS})"
 KEYS = {"features": "real numbers", "camera_ids": INTEGERS, "modality_ids": INTEGERS}  # and what they must hold
 WORDS = {"camera_ids": ("camera", "cameras"), "modality_ids": ("modality", "modalities")}
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+UNITS |= {unit[0]: size for unit, size in UNITS.items() if len(unit) == 2}
 UNITS |= {"kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
 
 
@@ -190,7 +191,7 @@ def load_gallery(path: Path, camera_path: Path | None = None, modality_path: Pat
 
 
 def parse_bytes(text: str) -> int:
-    """`4GB`, `512 MiB` or plain bytes; decimal and binary units."""
+    """`4GB`, which is `4G`, `512 MiB` or plain bytes; decimal and binary units."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
     if not match or match[2] not in UNITS:
         raise argparse.ArgumentTypeError(f"must be a size such as 4GB or 512MiB, got {text!r}")
