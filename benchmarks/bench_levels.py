@@ -15,12 +15,13 @@ from . import levels
 
 def test_every_instruction_set_is_measured(tmp_path, monkeypatch):
     results, available = tmp_path / "levels.json", build_info()["simd_available"]
+    threads = torch.get_num_threads()
     arguments = ["--quick", "--levels", *available, "--results", str(results)]
     monkeypatch.setattr(sys, "argv", ["levels", *arguments])
     levels.main()
     runs = json.loads(results.read_text())["runs"]
     assert [run["simd"] for run in runs] == list(available) * len(levels.CASES)
-    assert build_info()["simd_used"] == available[-1]
+    assert (build_info()["simd_used"], torch.get_num_threads()) == (available[-1], threads)
 
 
 def test_other_bits_are_an_error(monkeypatch):

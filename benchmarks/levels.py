@@ -1,4 +1,4 @@
-"""The search with every instruction set that this processor has, in turn: seconds, and that the bits are equal.
+"""The search with instruction sets of this processor in turn, by default its best three: seconds, and equal bits.
 
     python -m benchmarks.levels
 
@@ -28,10 +28,10 @@ REPEATS = 5
 
 
 def measure(num_samples: int, dim: int, k1: int, threads: int, levels: list[str], repeats: int) -> list[dict]:
-    """A row for each instruction set, slowest first."""
+    """A row for each instruction set, in the order of `levels`."""
     features = torch.as_tensor(generate_gallery(num_samples, dim).features)
     seconds: dict[str, list[float]] = {level: [] for level in levels}
-    directions, want = {}, None
+    directions, want, before = {}, None, torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for _ in range(repeats):
@@ -46,6 +46,7 @@ def measure(num_samples: int, dim: int, k1: int, threads: int, levels: list[str]
                     raise AssertionError(f"{level}: other bits than {levels[0]}")
     finally:
         set_simd_level(None)
+        torch.set_num_threads(before)
     case = {"num_samples": num_samples, "dim": dim, "k1": k1, "threads": threads}
     return [
         {**case, "simd": level, "directions": directions[level], "seconds": measuring.spread(seconds[level])}
