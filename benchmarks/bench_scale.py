@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from . import scale
@@ -46,3 +47,28 @@ def test_other_labels_and_another_commit_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*arguments, "--fresh"])
     scale.main()
     assert len(json.loads(results.read_text())["runs"]) == 1
+
+
+def test_runs_that_are_repeated_take_turns(tmp_path, monkeypatch, capsys):
+    results, order = tmp_path / "scale.json", []
+    seconds = iter([4.0, 2.0, 9.0, 3.0, 5.0, 2.0])
+
+    def run(folder, ranks, settings):
+        order.append(ranks)
+        return {"seconds": 10.0, "stages": {"knn_graph": next(seconds)}, "peak_bytes": [7, len(order)]}, np.zeros(
+            300, np.int64
+        )
+
+    monkeypatch.setattr(scale, "run", run)
+    arguments = ["--num-samples", "300", "--ranks", "1", "2", "--repeats", "3", "--results", str(results)]
+    monkeypatch.setattr(sys, "argv", ["scale", *arguments])
+    scale.main()
+    assert order == [1, 2, 1, 2, 1, 2]
+    one, two = json.loads(results.read_text())["runs"]
+    assert (one["stages"]["knn_graph"], two["stages"]["knn_graph"]) == (5.0, 2.0)
+    assert (one["search_seconds"], two["search_seconds"]) == ([4.0, 9.0, 5.0], [2.0, 3.0, 2.0])
+    assert two["peak_bytes"] == [7, 6]
+    assert "2 ranks search 2.50 times as fast as one" in capsys.readouterr().out
+    runs = [{"seconds": 1.0, "stages": {}, "peak_bytes": [1], "labels_sha256": digest} for digest in "ab"]
+    with pytest.raises(SystemExit, match=r"labels differ between runs of one number of ranks: \['a', 'b'\]"):
+        scale.median_of(runs)

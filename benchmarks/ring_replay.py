@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 
 from dmic import blockwise
-from dmic.blockwise import Ring, Rows
+from dmic.blockwise import Received, Ring, Rows, Turn
 
 from . import traffic
 from .ring_costs import Rates, Work, between, inside, joined_between, joined_inside
@@ -123,8 +123,11 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
     ring = Ring(group, case.offsets, case.block_rows, torch.device("meta"))
     own, n, others, most_blocks = ring.own, ring.num_samples, case.ranks - 1, ring.most_blocks
 
-    def load(*widths: int) -> Callable[[Rows], list[torch.Tensor]]:
-        return lambda rows: [torch.empty(len(rows), width, device="meta") for width in widths]
+    def passing(turns: Iterator[Turn], *widths: int) -> Iterator[tuple[Turn, Iterator[Received]]]:
+        def room(rows: Rows) -> list[torch.Tensor]:
+            return [torch.empty(len(rows), width, device="meta") for width in widths]
+
+        return ring.pass_blocks(list(turns), room, lambda _, rows: room(rows))
 
     def drain() -> Iterator[Event]:
         while group.events:
@@ -144,8 +147,7 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
 
     yield Stage("knn_graph")
     yield busy("knn_graph", *inside(ring, own), len(own))
-    widths = case.dim, 1
-    for turn, received in ring.pass_blocks(list(ring.half_turns()), load(*widths), widths):
+    for turn, received in passing(ring.half_turns(), case.dim, 1):
         for block, _ in received:
             yield from drain()
             yield busy("knn_graph", *between(ring, turn.met_by, block))
@@ -158,7 +160,7 @@ def program(case: Case, rank: int, rates: Rates) -> Iterator[Event]:
     yield Stage("k_reciprocal_encoding")
     stage = "k_reciprocal_encoding"
     yield busy(stage, 0, inside(ring, own)[1], len(own))
-    for _, received in ring.pass_blocks(list(ring.full_turns()), load(case.dim), (case.dim,)):
+    for _, received in passing(ring.full_turns(), case.dim):
         for block, _ in received:
             yield from drain()
             yield busy(stage, 0, between(ring, own, block)[1])

@@ -2,9 +2,11 @@
 
     python -m benchmarks.scale --num-samples 100000 --ranks 1 2 4 --max-memory 1GB
     python -m benchmarks.scale --num-samples 1000000 --max-memory 4GB
-    python -m benchmarks.scale --write     # the table of docs/scale.md
+    python -m benchmarks.scale --num-samples 50000 --ranks 1 2 --repeats 9 --results benchmarks/results/ranks.json
+    python -m benchmarks.scale --write     # the tables of docs/scale.md
 
-Every row of the table is one run of R processes over gloo with one thread each, unless `--threads` says otherwise.
+Every row of the table is a run of R processes over gloo with one thread each, unless `--threads` says otherwise, or the
+median of several, which take turns with those of other numbers of ranks.
 Features are generated (`benchmarks.sizes`) and written to a file, which the ranks read. Peak memory is the high-water
 mark of a rank above what it held before it read anything. Runs join what the JSON file has, and their labels must be
 those of its other runs of the gallery.
@@ -16,6 +18,7 @@ import argparse
 import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,7 +48,7 @@ from .sizes import generate_gallery
 
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scale.md"
-BEGIN, END = "<!-- python -m benchmarks.scale --write -->", "<!-- end of the runs -->"
+TABLES = ("scale.json", "ranks.json")  # of the page, by the results that they show
 GALLERY = ("num_samples", "dim", "images_per_identity", "k1", "k2")  # what labels depend on
 FILES = ("features", "camera_ids", "modality_ids", "person_ids")
 
@@ -78,6 +81,24 @@ def run(folder: Path, ranks: int, settings: dict) -> tuple[dict, np.ndarray]:
     subprocess.run([sys.executable, *launcher, *child], check=True, env=environment, cwd=measuring.ROOT)
     with np.load(out) as found:
         return json.loads(str(found["about"])), found["labels"]
+
+
+def median_of(runs: list[dict]) -> dict:
+    """Of runs of one case: seconds are medians, peaks the highest. All must have found the same labels."""
+    digests = sorted({run["labels_sha256"] for run in runs})
+    if len(digests) > 1:
+        raise SystemExit(f"benchmarks.scale: labels differ between runs of one number of ranks: {digests}")
+    stages = {stage: statistics.median(run["stages"][stage] for run in runs) for stage in runs[0]["stages"]}
+    row = {"seconds": statistics.median(run["seconds"] for run in runs), "stages": stages}
+    row["peak_bytes"] = [max(peaks) for peaks in zip(*(run["peak_bytes"] for run in runs), strict=True)]
+    row["labels_sha256"] = digests[0]
+    return row if len(runs) == 1 else row | {"search_seconds": [run["stages"]["knn_graph"] for run in runs]}
+
+
+def speedup(before: list[dict], after: list[dict]) -> float:
+    """Of the search, in runs that took turns: the median of each against the one beside it."""
+    pairs = zip(before, after, strict=True)
+    return statistics.median(b["stages"]["knn_graph"] / a["stages"]["knn_graph"] for b, a in pairs)
 
 
 def estimate(num_samples: int, ranks: int, dim: int, search: Search, max_memory: int, threads: int) -> tuple[int, int]:
@@ -117,13 +138,14 @@ def main() -> None:
     parser.add_argument(
         "--simd", help="instructions to use in place of the best ones here, such as avx512 where AMX is"
     )
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each number of ranks")
     parser.add_argument("--max-memory", type=parse_bytes, default=parse_bytes("4GB"))
     parser.add_argument("--k1", type=int, default=30)
     parser.add_argument("--k2", type=int, default=6)
     parser.add_argument("--folder", type=Path, help="where the gallery is kept; by default in a temporary one")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--fresh", action="store_true", help="forget what the JSON file has")
-    parser.add_argument("--write", action="store_true", help="write the table of docs/scale.md, and run nothing")
+    parser.add_argument("--write", action="store_true", help="write the tables of docs/scale.md, and run nothing")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--settings", type=json.loads, help=argparse.SUPPRESS)
@@ -132,7 +154,7 @@ def main() -> None:
         run_rank(options.rank_of, options.out, options.settings)
         return
     if options.write:
-        write_page(json.loads(options.results.read_text())["runs"])
+        PAGE.write_text(written(PAGE.read_text()))
         return
     document = open_document(options.results, options.fresh)
     with tempfile.TemporaryDirectory() as temporary:
@@ -148,14 +170,21 @@ def main() -> None:
         case = {"num_samples": options.num_samples, "dim": options.dim, **settings}
         case["images_per_identity"] = options.images_per_identity
         search = Search(options.k1, options.k2, eps=0.6, min_samples=4)
-        for ranks in options.ranks:
-            most, about = estimate(options.num_samples, ranks, options.dim, search, options.max_memory, options.threads)
-            measured, labels = run(folder, ranks, settings)
-            row = {**case, "ranks": ranks, "estimated_bytes": most, "expected_bytes": about, **measured}
-            row["labels_sha256"] = hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
-            add(document["runs"], row | quality(labels, person_ids))
-            options.results.write_text(json.dumps(document, indent=1) + "\n")
+        measured: dict[int, list[dict]] = {ranks: [] for ranks in options.ranks}
+        for _ in range(options.repeats):
+            for ranks, runs in measured.items():
+                most, about = estimate(
+                    options.num_samples, ranks, options.dim, search, options.max_memory, options.threads
+                )
+                found, labels = run(folder, ranks, settings)
+                runs.append(found | {"labels_sha256": hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()})
+                row = {**case, "ranks": ranks, "estimated_bytes": most, "expected_bytes": about, **median_of(runs)}
+                add(document["runs"], row | quality(labels, person_ids))
+                options.results.write_text(json.dumps(document, indent=1) + "\n")
     show([row for row in document["runs"] if row["num_samples"] == options.num_samples], document["runs"])
+    for ranks, runs in measured.items():
+        if ranks > 1 and 1 in measured:
+            print(f"{ranks} ranks search {speedup(measured[1], runs):.2f} times as fast as one")
     for row in document["runs"]:
         if set(others(row, document["runs"])) - {row["labels_sha256"]}:
             raise SystemExit(f"labels differ between runs of {row['num_samples']:,} rows")
@@ -221,11 +250,16 @@ def page_table(runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def write_page(runs: list[dict]) -> None:
-    before, begin, rest = PAGE.read_text().partition(BEGIN)
-    if END not in rest:
-        raise SystemExit(f"{PAGE} must have the line {BEGIN!r} and after it {END!r}: the table goes between them")
-    PAGE.write_text(f"{before}{begin}\n\n{page_table(runs)}\n\n{END}{rest.partition(END)[2]}")
+def written(page: str) -> str:
+    """docs/scale.md with its tables as the results have them."""
+    for name in TABLES:
+        begin, end = f"<!-- {name}, by python -m benchmarks.scale --write -->", f"<!-- end of {name} -->"
+        before, _, rest = page.partition(begin)
+        if end not in rest:
+            raise SystemExit(f"{PAGE} must have the line {begin!r} and after it {end!r}: a table goes between them")
+        table = page_table(json.loads((RESULTS.parent / name).read_text())["runs"])
+        page = f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}"
+    return page
 
 
 if __name__ == "__main__":

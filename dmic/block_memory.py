@@ -113,7 +113,7 @@ def block_memory(
     cut = _Cut.of(n, own, num_ranks, k2, block_rows)
     block, met, fetched, blocks = cut.block, cut.met, cut.fetched, cut.blocks
     if on_gpu(device):
-        return _gpu_memory(n, own, alone, d, search, cut, lengths)
+        return _gpu_memory(n, own, num_ranks, d, search, cut, lengths)
     lists, found = 4 * k1 * n, 8 * k1 * own
     encoding, expanded, pairs = ENTRY_BYTES * lengths.encoding, ENTRY_BYTES * lengths.expanded, lengths.pairs * own
     workers, sent = threads * (7_000_000 + 2_000 * d), 0 if alone else SENT_BYTES
@@ -121,7 +121,7 @@ def block_memory(
     passing = min(2, blocks) if alone else 2 if num_ranks == 2 and blocks == 1 else 4
     stages = {
         "knn_graph": [
-            found + (0 if alone else found) + search_memory(n, block, met, d, k1, copies=1 if alone else 2),
+            found + (0 if alone else found) + search_memory(n, block, met, d, k1, copies=_copies(num_ranks, blocks, 2)),
             found + (0 if alone else 2 * found + 4 * d * met) + merge_memory(block, k1),
         ],
         "k_reciprocal_encoding": [
@@ -149,12 +149,14 @@ def block_memory(
     return {stage: int(max(moments)) + workers for stage, moments in stages.items()}
 
 
-def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut, lengths: Lengths) -> dict[str, int]:
+def _gpu_memory(
+    n: int, own: int, num_ranks: int, d: int, search: Search, cut: _Cut, lengths: Lengths
+) -> dict[str, int]:
     """`block_memory` of the kernels of `csrc/cuda`, and of torch between them.
 
     Tests measure all but what torch takes only on a GPU, to sort.
     """
-    k1, k2 = search.k1, search.k2
+    k1, k2, alone = search.k1, search.k2, num_ranks == 1
     block, met, fetched, blocks = cut.block, cut.met, cut.fetched, cut.blocks
     lists, found = 4 * k1 * n, 8 * k1 * own
     encoding, expanded, pairs = ENTRY_BYTES * lengths.encoding, ENTRY_BYTES * lengths.expanded, lengths.pairs * own
@@ -166,7 +168,7 @@ def _gpu_memory(n: int, own: int, alone: bool, d: int, search: Search, cut: _Cut
         "knn_graph": [
             (found if alone else 2 * found)
             + ahead
-            + search_memory(n, block, met, d, k1, copies=1 if alone else 2.5, device="cuda"),
+            + search_memory(n, block, met, d, k1, _copies(num_ranks, blocks, 2.5), "cuda"),
             0 if alone else 3 * found + _gpu_merge_memory(own, k1) + (12 * d + 8 * k1) * block + ahead,
         ],
         "k_reciprocal_encoding": [
@@ -234,6 +236,15 @@ def search_memory(
     both = 4 * copies * num_features + found + candidates + sketch
     first = directed + 4 * num_features * block
     return max(first, block * alone, met * both + merge_memory(block, k1))
+
+
+def _copies(num_ranks: int, blocks: int, most: float) -> float:
+    """Of two blocks that meet, in `blockwise.knn_graph`: up to `most` where own blocks are loaded and sent one by one.
+    An only one stays, and beside it is what arrives: a block if there are three ranks, two of more, the halves of one.
+    """
+    if num_ranks == 1:
+        return 1
+    return most if blocks > 1 else {2: 2, 3: 1}.get(num_ranks, 1.5)
 
 
 def merge_memory(rows: int, k1: int) -> int:

@@ -11,6 +11,7 @@ Every rank holds the neighbour lists of all samples; nothing else grows with N a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -134,13 +135,16 @@ class Ring:
         return max(len(self.blocks(rows)) for rows in (turn.sent, turn.received))
 
     def pass_blocks(
-        self, turns: list[Turn], load: Callable[[Rows], list[torch.Tensor]], widths: tuple[int, ...], room: int = 0
+        self,
+        turns: list[Turn],
+        load: Callable[[Rows], list[torch.Tensor]],
+        room_for: Callable[[Turn, Rows], list[torch.Tensor]],
     ) -> Iterator[tuple[Turn, Iterator[Received]]]:
         """Send the blocks of `sent` and yield those received, one ahead of their use, turn by turn.
 
         Args:
-            load: what is sent of some rows, float32 [rows, width] for each of `widths`.
-            room: rows that are left free in front of those received.
+            load: what is sent of some rows, tensors [rows, any].
+            room_for: where that of a block of others goes, as many and as wide; asked in the order in which they come.
         """
         group = self.group
 
@@ -150,10 +154,9 @@ class Ring:
             if index < len(blocks_sent):
                 sent = [tensor.contiguous() for tensor in load(blocks_sent[index])]
             if index < len(blocks_received):
-                rows = room + len(blocks_received[index])
-                received = [torch.empty(rows, width, device=self.device) for width in widths]
+                received = room_for(turn, blocks_received[index])
             operations = [dist.P2POp(dist.isend, t, group=group, group_peer=turn.to) for t in sent]
-            operations += [dist.P2POp(dist.irecv, t[room:], group=group, group_peer=turn.source) for t in received]
+            operations += [dist.P2POp(dist.irecv, t, group=group, group_peer=turn.source) for t in received]
             return dist.batch_isend_irecv(operations) if operations else [], sent, received
 
         started = None
@@ -237,8 +240,11 @@ class Lists:
         return Lists(self.idx[begin:end], self.dist[begin:end])
 
     def put(self, idx: torch.Tensor, dist: torch.Tensor, number: int) -> None:
-        """The first lists, full ones, of samples whose sample 0 has that number in the whole gallery."""
-        self.idx[:, : idx.shape[1]].copy_(idx).add_(number)
+        """The first lists, of samples whose sample 0 has that number in the whole gallery: what `merge` makes of empty
+        ones."""
+        for begin in range(0, len(idx), MERGED_ROWS):
+            rows = slice(begin, begin + MERGED_ROWS)
+            self.idx[rows, : idx.shape[1]] = torch.where(idx[rows] < 0, idx[rows], idx[rows] + number)
         self.dist[:, : dist.shape[1]].copy_(dist)
 
     def merge(self, idx: torch.Tensor, dist: torch.Tensor, number: int | torch.Tensor = 0) -> None:
@@ -303,64 +309,131 @@ def _ahead(
         read = None  # what was yielded holds no rows any more
 
 
+class _Side(NamedTuple):
+    """One of two blocks that are compared."""
+
+    rows: Rows
+    lists: Lists
+    farthest: torch.Tensor  # nothing beyond it is looked for
+    is_first: bool = False  # that its rows are compared, for these lists
+
+    def take(self, idx: torch.Tensor, dist: torch.Tensor, number: int) -> None:
+        (self.lists.put if self.is_first else self.lists.merge)(idx, dist, number)
+
+
+class _OwnBlock:
+    """The features of a rank's only block, with room in front and behind: those of other ranks arrive on the two sides
+    in turn, each beside the rows that it meets, so that both are as `ops.knn_between` takes them."""
+
+    def __init__(self, ring: Ring, turns: list[Turn], num_features: int):
+        last = turns[-1].met_by
+        sides = [last.begin == ring.own.begin and last.end < ring.own.end]  # whether in front, the last turn first
+        while len(sides) < len(turns):
+            sides.append(not sides[-1])
+        self.in_front = dict(zip(turns, reversed(sides), strict=True))
+        rooms = [max((len(t.received) for t in turns if self.in_front[t] == side), default=0) for side in (True, False)]
+        self.own, self.begin, self.end = ring.own, rooms[0], rooms[0] + len(ring.own)
+        self.rows = torch.empty(self.end + rooms[1], num_features, device=ring.device)
+
+    def part(self, rows: Rows) -> torch.Tensor:
+        """Of the own rows."""
+        return self.rows[self.begin : self.end][slice(*rows.within(self.own))]
+
+    def room_for(self, turn: Turn) -> torch.Tensor:
+        """The place of the rows received."""
+        if self.in_front[turn]:
+            return self.rows[self.begin - len(turn.received) : self.begin]
+        return self.rows[self.end : self.end + len(turn.received)]
+
+    def with_received(self, turn: Turn) -> torch.Tensor:
+        """Them and the own rows that they meet."""
+        if self.in_front[turn]:
+            return self.rows[self.begin - len(turn.received) : self.begin + len(turn.met_by)]
+        return self.rows[self.end - len(turn.met_by) : self.end + len(turn.received)]
+
+
 def knn_graph(features: FeatureRows, k1: int, ring: Ring, report: Report | None = None) -> Lists:
     """The nearest k1 of all samples for each of the own rows, whose features these are."""
     own, blocks, turns = ring.own, ring.blocks(ring.own), list(ring.half_turns())
     num_features, lists = features.shape[1], Lists.empty(len(own), k1, ring.device)
     pairs = len(own) ** 2 // 2 + sum(len(turn.received) * len(turn.met_by) for turn in turns)
     progress = Progress("knn_graph", pairs, report)
+    kept = _OwnBlock(ring, turns, num_features) if turns and ring.most_blocks == 1 else None
+    room = _largest_block(ring, (turn.met_by for turn in turns))  # in front of others that arrive
+    arriving: deque[torch.Tensor] = deque()  # they, with what is kept beside them or with room
 
     def order() -> Iterator[Rows]:
         """In which blocks are loaded: y, and every x that it meets."""
         for t, y in enumerate(blocks):
             yield from (y, *blocks[:t])
-        for turn in turns:
+        for turn in turns if kept is None else ():
             yield from (x for _ in ring.blocks(turn.received) for x in ring.blocks(turn.met_by))
 
     def mine(rows: Rows) -> Lists:
         return lists.part(*rows.within(own))
 
-    def compare(x: Rows, y: Rows, both: torch.Tensor, lists_y: Lists, farthest_y: torch.Tensor) -> None:
+    def side(rows: Rows) -> _Side:
+        return _Side(rows, mine(rows), mine(rows).farthest())
+
+    def compare(first: _Side, second: _Side, both: torch.Tensor) -> None:
+        split, watch = len(first.rows), progress.part(len(first.rows) * len(second.rows))
+        farthest = torch.cat([first.farthest, second.farthest])
+        idx, dist = ops.knn_between(both, split, min(k1, len(both)), farthest, directions=directions, progress=watch)
+        first.take(idx[:split], dist[:split], second.rows.begin - split)
+        second.take(idx[split:], dist[split:], first.rows.begin)
+
+    def load_and_compare(x: Rows, y: _Side, both: torch.Tensor) -> None:
         """`both` ends with the features of y, and has room for those of x."""
-        both = both[len(both) - len(y) - len(x) :]
+        both = both[len(both) - len(y.rows) - len(x) :]
         load(x, both[: len(x)])
-        farthest, watch = torch.cat([mine(x).farthest(), farthest_y]), progress.part(len(x) * len(y))
-        idx, dist = ops.knn_between(both, len(x), min(k1, len(both)), farthest, directions=directions, progress=watch)
-        mine(x).merge(idx[: len(x)], dist[: len(x)], y.begin - len(x))
-        lists_y.merge(idx[len(x) :], dist[len(x) :], x.begin)
+        compare(side(x), y, both)
 
     def sent(rows: Rows) -> list[torch.Tensor]:
-        return [load_sent(rows), mine(rows).farthest()[:, None]]
+        return [load_sent(rows) if kept is None else kept.part(rows), mine(rows).farthest()[:, None]]
+
+    def room_for(turn: Turn, y: Rows) -> list[torch.Tensor]:
+        if kept is None:
+            arriving.append(torch.empty(room + len(y), num_features, device=ring.device))
+            of_y = arriving[-1][room:]
+        else:
+            arriving.append(kept.with_received(turn))
+            of_y = kept.room_for(turn)
+        return [of_y, torch.empty(len(y), 1, device=ring.device)]
 
     def meet(turn: Turn, received: Iterator[Received]) -> Lists:
         """The nearest of the own rows, for those received."""
         found = Lists.empty(len(turn.received), k1, ring.device)
-        for y, (both, farthest) in received:
-            found_y = found.part(*y.within(turn.received))
-            for x in ring.blocks(turn.met_by):
-                compare(x, y, both, found_y, torch.minimum(farthest[room:, 0], found_y.farthest()))
-            del both, farthest  # before the next ones come
+        for y, (_, farthest) in received:
+            both, found_y = arriving.popleft(), found.part(*y.within(turn.received))
+            for number, x in enumerate(ring.blocks(turn.met_by)):
+                side_y = _Side(y, found_y, torch.minimum(farthest[:, 0], found_y.farthest()), number == 0)
+                if kept is None:
+                    load_and_compare(x, side_y, both)
+                elif kept.in_front[turn]:
+                    compare(side_y, side(x), both)
+                else:
+                    compare(side(x), side_y, both)
+            del both, _, farthest  # before the next ones come
             give_back()
         return found
 
     directions = None
-    order_sent = (y for turn in turns for y in ring.blocks(turn.sent))
-    room = _largest_block(ring, (turn.met_by for turn in turns))
+    order_sent = (y for turn in turns if kept is None for y in ring.blocks(turn.sent))
     most_loaded, most_sent = max(room, _largest_block(ring, [own])), _largest_block(ring, (turn.sent for turn in turns))
     with _ahead(features, order(), most_loaded, own) as load, _ahead(features, order_sent, most_sent, own) as load_sent:
         for t, y in enumerate(blocks):
             both = torch.empty(max(map(len, blocks)) + len(y), num_features, device=ring.device) if t else None
-            of_y = load(y) if both is None else load(y, both[-len(y) :])
+            of_y = load(y, both[-len(y) :] if t else None if kept is None else kept.part(y))
             if t == 0:
                 directions = ops.search_directions(of_y, k1, ring.num_samples)
             watch = progress.part(len(y) ** 2 // 2)
             idx, dist = ops.knn_graph(of_y, min(k1, len(y)), directions=directions, progress=watch)
             mine(y).put(idx, dist, y.begin)
             for x in blocks[:t]:
-                compare(x, y, both, mine(y), mine(y).farthest())
+                load_and_compare(x, side(y), both)
             del both, of_y, idx, dist
             give_back()
-        for turn, received in ring.pass_blocks(turns, sent, (num_features, 1), room):
+        for turn, received in ring.pass_blocks(turns, sent, room_for):
             found = meet(turn, received)
             mine(turn.sent).merge(*ring.swap([found.idx, found.dist], turn.source, turn.to))
     return lists
@@ -468,8 +541,12 @@ def k_reciprocal_encoding(
         # features are finite, or reading them would have failed
         dots[part][at] = ops.sampled_dots(of_x, of_y, ptr, columns, check_finite=False, progress=watch)
 
+    def room_for(_: Turn, y: Rows) -> list[torch.Tensor]:
+        return [torch.empty(len(y), num_features, device=ring.device)]
+
     if len(blocks) == 1:
         features = features.loaded()
+    num_features = features.shape[1]
     order_sent = (y for turn in turns for y in ring.blocks(turn.sent))
     most = _largest_block(ring, [own])
     with _ahead(features, order(), most, own) as load, _ahead(features, order_sent, most, own) as load_sent:
@@ -482,7 +559,7 @@ def k_reciprocal_encoding(
                 multiply(y, x, of_y, of_x, watch)
                 del of_x
             del of_y
-        for _, received in ring.pass_blocks(turns, lambda rows: [load_sent(rows)], (features.shape[1],)):
+        for _, received in ring.pass_blocks(turns, lambda rows: [load_sent(rows)], room_for):
             for y, (of_y,) in received:
                 watch = progress.part(len(y))
                 for x in meeting(y, blocks):

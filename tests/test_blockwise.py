@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +48,71 @@ def test_lists_are_merged_a_few_rows_at_a_time(monkeypatch, width):
     numbers = torch.cat([ordered(others)[0][:, :width], ordered(mine)[0][:, :3] + 12], 1)
     place, want = ordered(near)
     assert_same_bits((lists.idx, lists.dist), (numbers.gather(1, place.long())[:, :4], want[:, :4]))
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_first_lists_are_what_is_merged_into_empty_ones(monkeypatch, width):
+    monkeypatch.setattr(blockwise, "MERGED_ROWS", 3)
+    draws = torch.Generator().manual_seed(width)
+    dist = torch.randint(4, (10, width), generator=draws).float().sort(1).values
+    idx = torch.arange(10 * width, dtype=torch.int32).reshape(10, width)
+    missing = torch.arange(width) >= torch.randint(width + 1, (10, 1), generator=draws)
+    idx[missing], dist[missing] = -1, torch.inf
+    assert 0 < missing.sum() < missing.numel()
+    put, merged = Lists.empty(10, 4, CPU), Lists.empty(10, 4, CPU)
+    put.put(idx, dist, 700)
+    merged.merge(idx, dist, 700)
+    assert_same_bits((put.idx, put.dist), (merged.idx, merged.dist))
+
+
+@pytest.mark.parametrize("counts", [(3,), (8, 9), (1, 5), (0, 5), (5, 1), (4, 4, 4), (7, 2, 0, 5), (3, 1, 4, 1, 5, 9)])
+def test_the_only_block_of_a_rank_lies_beside_whatever_it_meets(counts):
+    """While the rows of one turn are used, those of the next arrive."""
+    offsets = (0, *itertools.accumulate(counts))
+    for rank in range(len(counts)):
+        group = SimpleNamespace(rank=lambda rank=rank: rank, size=lambda: len(counts))
+        ring = Ring(group, offsets, 100, CPU)
+        turns = list(ring.half_turns())
+        if not turns:
+            continue
+        block = blockwise._OwnBlock(ring, turns, 1)
+        block.part(ring.own)[:, 0] = torch.arange(*ring.own)
+        for number, turn in enumerate(turns):
+            for arriving in turns[number : number + 2]:
+                block.room_for(arriving)[:, 0] = torch.arange(*arriving.received)
+            front = block.in_front[turn]
+            order = (turn.received, turn.met_by) if front else (turn.met_by, turn.received)
+            want = [row for rows in order for row in range(*rows)]
+            assert block.with_received(turn)[:, 0].tolist() == want
+        assert block.part(ring.own)[:, 0].tolist() == list(range(*ring.own)), "nothing arrives in their place"
+        assert len(block.rows) <= len(ring.own) + 2 * max(len(turn.received) for turn in turns)
+
+
+def test_a_rank_with_one_block_reads_its_rows_once(monkeypatch):
+    """To find neighbours, compare them with those of others, and send them."""
+    own = torch.from_numpy(gallery(60, 8).features)
+    ring = Ring(SimpleNamespace(rank=lambda: 0, size=lambda: 4), (0, 60, 120, 180, 240), 100, CPU)
+    seen, sent = [], []
+
+    def swapped(self, turns, load, room_for):
+        for turn in turns:
+            sent.append(load(turn.sent)[0])
+            tensors = room_for(turn, turn.received)
+            tensors[0].copy_(own[: len(turn.received)] + 1)
+            tensors[1].fill_(torch.inf)
+            yield turn, iter([blockwise.Received(turn.received, tensors)])
+
+    def read(self, begin, end, out=None):
+        seen.append((begin, end))
+        return out.copy_(own[begin:end])
+
+    monkeypatch.setattr(Ring, "pass_blocks", swapped)
+    monkeypatch.setattr(Ring, "swap", lambda self, tensors, to, source: [t[:0] for t in tensors])
+    monkeypatch.setattr(FeatureRows, "read", read)
+    found = blockwise.knn_graph(FeatureRows.of("test", own), 5, ring)
+    assert seen == [(0, 60)]
+    assert torch.equal(torch.cat(sent), torch.cat([own, own]))
+    assert (found.dist[:, 0] == 0).all()
 
 
 def test_pairs_of_large_galleries_are_in_order():

@@ -629,7 +629,7 @@ def test_every_rank_posts_the_next_turn_and_none_beyond(monkeypatch, rank):
     def load(rows):
         return [torch.empty(len(rows), 4, device="meta")]
 
-    for number, (_, received) in enumerate(ring.pass_blocks(turns, load, (4,))):
+    for number, (_, received) in enumerate(ring.pass_blocks(turns, load, lambda _, rows: load(rows))):
         for rows, (block,) in received:
             assert len(block) == len(rows)
             met.append(rows)

@@ -196,9 +196,10 @@ def test_runs_of_wide_features_are_predicted_from_narrow_ones_and_one_process():
         assert within(found.total, sum(run.stages.values()))
 
 
-def test_what_runs_were_told_before_the_work_was_right():
+@pytest.mark.parametrize("name", scale.TABLES)
+def test_what_runs_were_told_before_the_work_was_right(name):
     """By the formulas as they are: `about` within a fifth, and no more than `at most` and libraries."""
-    for row in json.loads((RESULTS / "scale.json").read_text())["runs"]:
+    for row in json.loads((RESULTS / name).read_text())["runs"]:
         n, ranks, dim, threads = (row[name] for name in ("num_samples", "ranks", "dim", "threads"))
         most, about = scale.estimate(n, ranks, dim, Search(row["k1"], row["k2"], 0.6, 4), row["max_memory"], threads)
         assert (most, about) == (row["estimated_bytes"], row["expected_bytes"])
@@ -208,7 +209,7 @@ def test_what_runs_were_told_before_the_work_was_right():
 
 
 def test_labels_of_all_runs_are_equal():
-    runs = json.loads((RESULTS / "scale.json").read_text())["runs"]
+    runs = [row for name in scale.TABLES for row in json.loads((RESULTS / name).read_text())["runs"]]
     for row in runs:
         assert set(scale.others(row, runs)) <= {row["labels_sha256"]}, f"{row['num_samples']} rows"
     assert {row["num_samples"] for row in runs if not scale.others(row, runs)} <= {500_000}
@@ -310,8 +311,7 @@ def test_the_page_of_the_benchmarks_is_that_of_the_results():
 
 def test_the_tables_of_the_documentation_are_those_of_the_commands(monkeypatch):
     page = ring_model.PAGE.read_text()
-    runs = scale.page_table(json.loads((RESULTS / "scale.json").read_text())["runs"])
-    assert f"{scale.BEGIN}\n\n{runs}\n\n{scale.END}" in page
+    assert scale.written(page) == page
     monkeypatch.setattr(ring_model, "RANKS", (8, 512))  # 64 ranks take seconds
     text = ring_model.page_table(ring_model.parser().parse_args([]))
     assert len(text.splitlines()) == 2 + 3 * 2
