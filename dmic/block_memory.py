@@ -142,7 +142,7 @@ def block_memory(
             + (17 + 12 * threads) * n,
             expanded * own + (LAID_OUT_BYTES + sent) * pairs + 60 * lengths.pairs * block,
         ],
-        "dbscan": [8 * pairs + 70 * lengths.pairs * block + 48 * n],
+        "dbscan": [8 * pairs + (24 * n if alone else 70 * lengths.pairs * block + 48 * n)],
     }
     if k2 == 1:
         del stages["invariant_expansion"]
@@ -195,7 +195,7 @@ def _gpu_memory(
             + GPU_SORTED_BYTES * lengths.pairs * block
             + 24 * own,
         ],
-        "dbscan": [8 * pairs + 76 * lengths.pairs * block + 50 * n],
+        "dbscan": [8 * pairs + (20 * n if alone else 76 * lengths.pairs * block + 50 * n)],
     }
     if k2 == 1:
         del stages["invariant_expansion"]

@@ -634,12 +634,18 @@ def jaccard_distance(
     return edges.of_own_rows()
 
 
-def dbscan(distance: Csr, eps: float, min_samples: int, ring: Ring) -> tuple[torch.Tensor, torch.Tensor, int]:
+def dbscan(
+    distance: Csr, eps: float, min_samples: int, ring: Ring, report: Report | None = None
+) -> tuple[torch.Tensor, torch.Tensor, int]:
     """Labels int64 [n] and core mask [n] of the own rows, and the number of clusters.
 
-    A cluster is a tree whose root is its smallest core sample: all edges of the graph hook larger roots below smaller
+    One rank has all pairs, and the op joins them one by one. Of several ranks each joins its own all at a time: a
+    cluster is a tree whose root is its smallest core sample, all edges of the graph hook larger roots below smaller
     ones, ranks agree by the minimum, paths are halved, until nothing moves.
     """
+    if ring.size == 1:
+        labels, core_mask = ops.dbscan(distance, eps, min_samples, progress=report)
+        return labels, core_mask, int(labels.max()) + 1
     own, n, device = ring.own, ring.num_samples, ring.device
     radius = torch.tensor(eps, dtype=torch.float32)
 
@@ -676,7 +682,7 @@ def dbscan(distance: Csr, eps: float, min_samples: int, ring: Ring) -> tuple[tor
     for row, col in pairs_within():  # of a core sample with itself too
         labels.scatter_reduce_(0, row, cluster[col], "amin")
     labels[labels == n] = NOISE
-    return labels, core_mask, int(number[-1]) + 1 if n else 0
+    return labels, core_mask, int(number[-1]) + 1
 
 
 class _Edges:

@@ -152,7 +152,7 @@ def _cluster(watch, name, features, camera_ids, modality_ids, search, group, max
         if files:
             files.save_csr("jaccard_distance", distance)
     with stage("dbscan"):
-        labels, core_mask, num_clusters = blockwise.dbscan(distance, search.eps, search.min_samples, ring)
+        labels, core_mask, num_clusters = blockwise.dbscan(distance, search.eps, search.min_samples, ring, progress)
         outliers = process_group.all_gather_rows((labels < 0).sum()[None], group)
     return Part(labels, core_mask, num_clusters, int(outliers.sum()), seconds)
 

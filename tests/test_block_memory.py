@@ -119,7 +119,7 @@ def test_every_stage_has_room_for_what_it_holds_at_least(threads):
     n, dim, k1, rows = 30_000, 2048, SEARCH.k1, 4096
     stages = block_memory(n, n, 1, dim, SEARCH, rows)
     assert stages["knn_graph"] > 8 * n * k1 + 2 * 4 * rows * dim, "lists, and two blocks of features"
-    assert stages["dbscan"] > 24 * n * k1, "a pair for every neighbour, in both directions"
+    assert stages["dbscan"] > 16 * n * k1, "a pair for every neighbour, in both directions"
     long, of_value = Lengths(30, 900, 10), 8 * 900
     alone = block_memory(n, n, 1, dim, SEARCH, rows, long)["jaccard_distance"]
     assert alone > of_value * (n + n // 3), "own values, and inverted lists of three blocks"

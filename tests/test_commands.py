@@ -372,7 +372,38 @@ class TestData:
 
     def test_no_thread_to_decode_is_an_error(self, tree, run):
         code, _, err = run("data", "check", tree, "--workers", 0)
-        assert (code, err) == (2, "dmic data: error: num_workers must be at least 1, got 0\n")
+        assert (code, err) == (2, "dmic data: error: --workers must be at least 1, got 0\n")
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--identities", 2), "--identities must be in [3, "),
+            (
+                ("--test-identities", 9, "--identities", 10),
+                "--test-identities must be in [1, 8] with --identities=10, got 9",
+            ),
+            (("--images", 0), "--images must be in [1, "),
+            (("--camera-share", 1.5), "--camera-share must be in [0, 1], got 1.5"),
+            (("--workers", -1), "--workers must not be negative, got -1"),
+            (("--seed", -1), "--seed must not be negative, got -1"),
+            (("--height", 1), "--height must be at least "),
+            (("--width", 1), "--width must be at least "),
+            (("--difficulty", 6), "--difficulty must be in [0, 5], got 6"),
+            (("--difficulty", "nan"), "--difficulty must be in [0, 5], got nan"),
+        ],
+    )
+    def test_what_is_wrong_is_named_by_its_option(self, run, tmp_path, options, message):
+        code, _, err = run("data", "pedestrians", tmp_path / "new", *options)
+        assert code == 2
+        assert err.startswith(f"dmic data: error: {message}")
+        assert not (tmp_path / "new").exists()
+
+    def test_a_folder_that_is_not_empty_is_refused(self, run, tmp_path):
+        (tmp_path / "root").mkdir()
+        (tmp_path / "root" / "file").write_text("")
+        code, _, err = run("data", "pedestrians", tmp_path / "root")
+        assert code == 2
+        assert err.startswith("dmic data: error: DIR must not exist or be an empty folder, got '")
 
     def test_pedestrians_are_drawn_as_asked_for(self, run, monkeypatch, tmp_path):
         given = {}

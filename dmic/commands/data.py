@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +17,15 @@ from ..data.tree import COUNT, ERROR, NOTE
 from . import NOT_HEALTHY, common
 
 NAMES = {ERROR: "error{}", COUNT: "difference{} from the published data set", NOTE: "note{}"}  # {}: s or not
+
+OPTIONS = {  # by the arguments that errors name
+    "num_identities": "--identities",
+    "num_test_identities": "--test-identities",
+    "images_per_camera": "--images",
+    "num_workers": "--workers",
+    "root": "DIR",
+    **{name: f"--{name.replace('_', '-')}" for name in ("camera_share", "height", "width", "seed")},
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,27 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check, or draw; a check that finds an error returns 1."""
+    try:
+        return _run(options)
+    except ValueError as error:
+        names = rf"\b({'|'.join(OPTIONS)})(?= must|=)"
+        raise ValueError(re.sub(names, lambda name: OPTIONS[name[0]], str(error))) from error
+
+
+def _run(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
     with common.phases(console) as progress:
         if options.action == "pedestrians":
-            num_images = write_pedestrians(
-                options.root,
-                num_identities=options.identities,
-                num_test_identities=options.test_identities,
-                images_per_camera=options.images,
-                camera_share=options.camera_share,
-                difficulty=Difficulty(
-                    pose=options.difficulty,
-                    framing=options.difficulty,
-                    light=options.difficulty,
-                    occlusion=DEFAULT.occlusion * options.difficulty,
-                ),
-                height=options.height,
-                width=options.width,
-                seed=options.seed,
-                num_workers=options.workers,
-                progress=progress,
-            )
+            num_images = _write(options, progress)
             problems = None
         else:
             kind = options.kind or detect_dataset(options.root)
@@ -78,3 +80,22 @@ def run(options: argparse.Namespace) -> int:
     summary = ", ".join(f"{n} {name.format('s' * (n != 1))}" for n, name in ((counts[k], NAMES[k]) for k in NAMES))
     console.print(f"{options.root} ({kind}): {summary}", soft_wrap=True, markup=False)
     return NOT_HEALTHY if counts[ERROR] else 0
+
+
+def _write(options: argparse.Namespace, progress: Callable[[str, int, int], None] | None) -> int:
+    spread, most = options.difficulty, 1 / DEFAULT.occlusion  # of images, whose share is at most 1
+    if not 0 <= spread <= most:
+        raise ValueError(f"--difficulty must be in [0, {most:g}], got {spread:g}")
+    return write_pedestrians(
+        options.root,
+        num_identities=options.identities,
+        num_test_identities=options.test_identities,
+        images_per_camera=options.images,
+        camera_share=options.camera_share,
+        difficulty=Difficulty(pose=spread, framing=spread, light=spread, occlusion=DEFAULT.occlusion * spread),
+        height=options.height,
+        width=options.width,
+        seed=options.seed,
+        num_workers=options.workers,
+        progress=progress,
+    )
