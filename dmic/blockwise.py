@@ -326,8 +326,7 @@ class _OwnBlock:
     in turn, each beside the rows that it meets, so that both are as `ops.knn_between` takes them."""
 
     def __init__(self, ring: Ring, turns: list[Turn], num_features: int):
-        last = turns[-1].met_by
-        sides = [last.begin == ring.own.begin and last.end < ring.own.end]  # whether in front, the last turn first
+        sides = [turns[-1].met_by.begin == ring.own.begin]  # whether in front, the last turn first
         while len(sides) < len(turns):
             sides.append(not sides[-1])
         self.in_front = dict(zip(turns, reversed(sides), strict=True))
