@@ -153,6 +153,8 @@ def main() -> None:
     if options.rank_of:
         run_rank(options.rank_of, options.out, options.settings)
         return
+    if options.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {options.repeats}")
     if options.write:
         PAGE.write_text(written(PAGE.read_text()))
         return

@@ -402,7 +402,7 @@ def knn_graph(features: FeatureRows, k1: int, ring: Ring, report: Report | None 
     def meet(turn: Turn, received: Iterator[Received]) -> Lists:
         """The nearest of the own rows, for those received."""
         found = Lists.empty(len(turn.received), k1, ring.device)
-        for y, (_, farthest) in received:
+        for y, (of_y, farthest) in received:
             both, found_y = arriving.popleft(), found.part(*y.within(turn.received))
             for number, x in enumerate(ring.blocks(turn.met_by)):
                 side_y = _Side(y, found_y, torch.minimum(farthest[:, 0], found_y.farthest()), number == 0)
@@ -412,7 +412,7 @@ def knn_graph(features: FeatureRows, k1: int, ring: Ring, report: Report | None 
                     compare(side_y, side(x), both)
                 else:
                     compare(side(x), side_y, both)
-            del both, _, farthest  # before the next ones come
+            del both, of_y, farthest  # before the next ones come
             give_back()
         return found
 

@@ -398,6 +398,13 @@ class TestData:
         assert err.startswith(f"dmic data: error: {message}")
         assert not (tmp_path / "new").exists()
 
+    def test_a_path_that_looks_like_an_argument_stays_as_it_is(self, run, tmp_path):
+        folder = tmp_path / "seed=3"
+        folder.mkdir()
+        code, _, err = run("data", "check", folder)
+        assert code == 2
+        assert str(folder) in err
+
     def test_a_folder_that_is_not_empty_is_refused(self, run, tmp_path):
         (tmp_path / "root").mkdir()
         (tmp_path / "root" / "file").write_text("")

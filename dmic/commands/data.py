@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         return _run(options)
     except ValueError as error:
-        names = rf"\b({'|'.join(OPTIONS)})(?= must|=)"
+        names = rf"(?<=: )({'|'.join(OPTIONS)})(?= must )|(?<= with )num_identities(?==)"  # and no part of a path
         raise ValueError(re.sub(names, lambda name: OPTIONS[name[0]], str(error))) from error
 
 
