@@ -7,6 +7,7 @@ As a script it reads one JSON object a line, {"ranks": R, "call": NAME, "argumen
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -255,7 +256,7 @@ def backend_fails(where: str) -> int:
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    import torch.distributed as dist
+    from late_store import LateStore
 
     from dmic import distributed, stage_files  # noqa: F401 (imported once, for all children)
     from dmic.commands import cluster, train  # noqa: F401
@@ -264,20 +265,21 @@ def main() -> None:
     Watch.GRACE = 1.0
     for line in sys.stdin:
         order = json.loads(line)
-        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        store = LateStore()
         children = []
         for rank in range(order["ranks"]):
             child = os.fork()
             if child == 0:
                 code = 1
-                signal.alarm(100)  # nothing that is asked here takes that long
                 with contextlib.suppress(SystemExit), (Path(order["folder"]) / f"rank{rank}.txt").open("w") as output:
                     os.dup2(output.fileno(), 1)
                     os.dup2(output.fileno(), 2)
                     sys.stdout = sys.stderr = output
+                    faulthandler.register(signal.SIGALRM, output, chain=True)  # writes where it is, and ends
+                    signal.alarm(100)  # nothing that is asked here takes that long
                     try:
                         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(order["ranks"]), "LOCAL_RANK": str(rank)}
-                        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+                        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port())}
                         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
                         if str(rank) in order["fates"]:
                             meet(*order["fates"][str(rank)])
@@ -287,6 +289,7 @@ def main() -> None:
                     output.flush()
                 os._exit(code)
             children.append(child)
+        store.open(order["ranks"])
         codes = {}
         while len(codes) < len(children):
             child, status = os.waitpid(-1, 0)

@@ -25,9 +25,9 @@ import emulator_build as build
 import kernel_checks
 import numpy as np
 import torch
-import torch.distributed as dist
 from generators import gallery
 from late_copies import LateCopies
+from late_store import LateStore
 from memory_checks import STAGES, FailingMemory
 
 from dmic import _native, blockwise, process_group, pseudo_labels
@@ -118,7 +118,7 @@ def run(memory: FailingMemory, case: Case, folder: Path) -> dict:
     path = folder / "features.npy"
     np.save(path, data.features)
     want = pseudo_labels(data.features, **ids, **case.search).labels.tolist()
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # no other process takes its port
+    store = LateStore()
     children = []
     for rank in range(case.num_ranks):
         child = os.fork()
@@ -127,13 +127,14 @@ def run(memory: FailingMemory, case: Case, folder: Path) -> dict:
             try:
                 torch.set_num_threads(1)  # or threads that start at once race for torch's pool, which the fork broke
                 _native.OPS = torch.ops.dmic_emu
-                (folder / f"{rank}.json").write_text(json.dumps(on_rank(memory, case, rank, store.port, path, ids)))
+                (folder / f"{rank}.json").write_text(json.dumps(on_rank(memory, case, rank, store.port(), path, ids)))
                 status = 0
             except Exception:
                 traceback.print_exc()
             finally:
                 os._exit(status)
         children.append(child)
+    store.open(case.num_ranks)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * case.num_ranks, case
     ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(case.num_ranks)]
     assert [label for rank in ranks for label in rank["labels"]] == want, case
