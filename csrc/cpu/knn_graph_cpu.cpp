@@ -56,7 +56,7 @@ constexpr int64_t kRowsPerLock = 256;
 constexpr int64_t kRowsPerChunk = 32;
 constexpr int64_t kDotCost = 6;                      // of a canonical dot product, in multiply-adds of a tile, per column
 constexpr int64_t kSeedCheck = 4;                    // at most one in so many pairs is looked up among the seeds
-constexpr int64_t kSketchRoom = 48;                  // entries beyond k1 after which a list of exact distances is cut
+constexpr int64_t kSketchRoom = 4;                   // entries beyond k1 after which a list of exact distances is cut
 constexpr double kMaxSkew = 1.0 / 16;                // of directions that are not quite orthonormal
 constexpr double kRounding = 0x1p-24;                // unit roundoff of float32
 constexpr int64_t kSampleRows = 32, kSampleCols = 1024, kSamplePlace = 8;  // decide whether rounded rows will do,
@@ -149,7 +149,6 @@ class Search {
   }
 
   void run(Progress& progress, int32_t* neighbor_idx, float* neighbor_dist) {
-    check_finite(progress, "knn_graph", features_, rows_, d_);
     measure(progress);
     if (width_) {
       sketch(progress);
@@ -204,7 +203,7 @@ class Search {
 
   Scratch new_scratch() const {
     Scratch scratch;
-    scratch.wide.resize(round_up(d_, kDotLanes));
+    scratch.wide.resize(d_ + kDotLanes);
     scratch.dots.resize(std::max(capacity_, tile_cols_));
     scratch.lower.resize(capacity_);
     scratch.upper.resize(capacity_);
@@ -217,6 +216,8 @@ class Search {
   // more than kTileUnderflow.
   void measure(Progress& progress) {
     canonical_norms(progress, features_, rows_, d_, norm_sq_.data());
+    const bool finite = std::all_of(norm_sq_.begin(), norm_sq_.end(), [](double norm_sq) { return std::isfinite(norm_sq); });
+    if (!finite) check_finite(progress, "knn_graph", features_, rows_, d_);  // squares of float32 do not overflow float64
     const double largest = rows_ ? *std::max_element(norm_sq_.begin(), norm_sq_.end()) : 0.0;
     int exponent = 0;
     std::frexp(std::sqrt(largest), &exponent);

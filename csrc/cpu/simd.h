@@ -81,12 +81,18 @@ struct RoundedKernels {
   double (*residual)(const float* x, int64_t d, float scale);
 };
 
+// The first place of a cache line from p on, less than a line of doubles further.
+inline double* on_cache_line(double* p) {
+  constexpr std::uintptr_t kLine = 64;
+  return reinterpret_cast<double*>((reinterpret_cast<std::uintptr_t>(p) + kLine - 1) / kLine * kLine);
+}
+
 struct SimdKernels {
   const char* name;
   int64_t panel_rows;  // a tile has a multiple of these rows ...
   int64_t panel_cols;  // ... and of these columns
 
-  // Canonical dot products of x with rows of base: out[t] = x . base[idx[t]]. wide is scratch of d rounded up to 128.
+  // Canonical dot products of x with rows of base: out[t] = x . base[idx[t]]. wide is scratch of d + kDotLanes.
   void (*dots)(const float* x, const float* base, int64_t d, const int32_t* idx, int64_t count, double* wide,
                double* out);
 

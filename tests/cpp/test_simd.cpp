@@ -86,7 +86,7 @@ void dots_add_in_the_canonical_order() {
     int64_t order_shows = 0;
     for (const int64_t d : dimensions()) {
       const std::vector<float> rows = rows_of_mixed_magnitude(kRows, d, 100 + d);
-      std::vector<double> wide((d + dmic::kDotLanes - 1) / dmic::kDotLanes * dmic::kDotLanes), out(idx.size());
+      std::vector<double> wide(d + dmic::kDotLanes), out(idx.size());
       for (int64_t i = 0; i < kRows; ++i) {
         const float* x = rows.data() + i * d;
         kernels.dots(x, rows.data(), d, idx.data(), static_cast<int64_t>(idx.size()), wide.data(), out.data());
