@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from contextlib import closing
 
 import numpy as np
@@ -460,6 +461,13 @@ class TestDemo:
         with Image.open(demo / "retrieval.png") as picture:
             assert min(picture.size) > 400
             assert len(picture.convert("RGB").getcolors(maxcolors=10**7)) > 100, "it must not be blank"
+
+    def test_a_demo_that_is_resumed_has_its_picture_too(self, demo, run, tmp_path):
+        shutil.copytree(demo, tmp_path / "demo", ignore=shutil.ignore_patterns("retrieval.png", "weights.safetensors"))
+        code, printed, _ = run("train", "--resume", "--out", tmp_path / "demo", "--device", "cpu")
+        assert (code, "infrared queries and the visible places" in printed) == (0, True)
+        drawn = [Image.open(folder / "retrieval.png") for folder in (demo, tmp_path / "demo")]
+        assert drawn[0].tobytes() == drawn[1].tobytes()
 
     def test_its_configuration_repeats_the_run_bit_for_bit(self, demo, run, tmp_path):
         assert run("train", demo / "config.toml", "--out", tmp_path / "again", "--device", "cpu")[0] == 0

@@ -8,16 +8,11 @@ from pathlib import Path
 from rich.console import Console
 
 from .. import process_group
-from ..config import Config, load_config
-from ..data import Dataset
-from ..evaluate import ProtocolResult
-from ..landsat_picture import retrieval_picture
-from ..models import TwoStreamNetwork, embed
-from ..run import RunFolder, build_network
+from ..config import load_config
+from ..run import RunFolder
 from . import common
 from .train import train_in
 
-PICTURE = "retrieval.png"
 QUICK = (
     "data.num_crops=2",
     *(f"stage{stage}.{kind}.{name}" for stage in (1, 2) for kind in ("per_modality",) for name in ("k1=8", "k2=3")),
@@ -60,20 +55,8 @@ def run(options: argparse.Namespace) -> int:
         "identity, a band is a camera, a sample is a small noisy crop. Which crop shows\n"
         "which place is used for the scores only, and test places are never trained on.\n"
     )
-    network, dataset = train_in(folder, config, console, resume=False, device="cpu")
-    draw_retrieval(config, network, dataset, folder.records()).save(folder / PICTURE)
-    what = "infrared queries and the visible places they retrieve, before and after"
-    console.print(f"wrote {folder / PICTURE}  [dim]{what}[/dim]", soft_wrap=True)
+    train_in(folder, config, console, resume=False, device="cpu")
     return 0
-
-
-def draw_retrieval(config: Config, network: TwoStreamNetwork, dataset: Dataset, records: list[dict]):
-    """`retrieval_picture` of the network that training started from and of the trained one."""
-    networks = build_network(config, 1), network
-    features = tuple(embed(each, dataset.test.unlabeled, device="cpu") for each in networks)
-    scored = [record for record in records if record.get("retrieval")]
-    rank1 = tuple(ProtocolResult.from_record(record["retrieval"][0]).cmc[1].mean for record in (scored[0], scored[-1]))
-    return retrieval_picture(dataset.test, features, rank1)
 
 
 def _new_folder(parent: Path) -> Path:

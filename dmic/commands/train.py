@@ -11,11 +11,15 @@ from rich.console import Console
 from .. import process_group
 from ..config import Config, load_config, read_toml, recipes
 from ..evaluate import ProtocolResult
+from ..landsat_picture import retrieval_picture
+from ..models import embed
 from ..process_group import Group
 from ..report import EpochLines, protocol_table
 from ..report_page import REPORT, SYNTHETIC, is_synthetic, write_report
-from ..run import CHECKPOINT, CONFIG, METRICS, WEIGHTS, RunFolder, run_training
+from ..run import CHECKPOINT, CONFIG, METRICS, WEIGHTS, RunFolder, build_network, run_training
 from . import common
+
+PICTURE = "retrieval.png"  # of a run on the embedded gallery
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,11 +68,7 @@ def resolve(options: argparse.Namespace) -> tuple[RunFolder, Config]:
 
 
 def train_in(folder: RunFolder, config: Config, console: Console, *, resume: bool, device: str, group: Group = None):
-    """`run_training` with a line for every epoch, tables of scores, a report, and the names of what was written.
-
-    Returns:
-        The network and the data set.
-    """
+    """`run_training` with a line for every epoch, tables of scores, a report, and the names of what was written."""
     lines = EpochLines(console)
     with common.phases(console) as progress:
         network, dataset = run_training(
@@ -91,13 +91,19 @@ def train_in(folder: RunFolder, config: Config, console: Console, *, resume: boo
         if is_synthetic(config):
             console.print(SYNTHETIC)
     write_report(folder, config, network, dataset)
-    console.print()
-    for name, what in (
+    written = [
         (REPORT, "scores, curves and pictures, for a browser"),
         (METRICS, "one record per epoch"),
         (CONFIG, "every setting; `dmic train` with it repeats the run"),
         (WEIGHTS, "the trained network, for `dmic evaluate` and `dmic embed`"),
         (CHECKPOINT, "its last state, optimiser and memories included"),
-    ):
+    ]
+    if config.data.kind == "landsat" and config.network.weights in ("imagenet", "random") and moments:
+        networks = build_network(config, dataset.train.images.shape[1]), network
+        features = tuple(embed(each, dataset.test.unlabeled, device="cpu") for each in networks)
+        rank1 = tuple(results[0].cmc[1].mean for results in moments.values())
+        retrieval_picture(dataset.test, features, rank1).save(folder / PICTURE)
+        written.append((PICTURE, "infrared queries and the visible places they retrieve, before and after"))
+    console.print()
+    for name, what in written:
         console.print(f"wrote {folder / name}  [dim]{what}[/dim]", soft_wrap=True)
-    return network, dataset
