@@ -19,8 +19,9 @@ from dmic.commands import common
 from dmic.config import read_toml
 from dmic.data import samples_in_folder
 from dmic.data.pedestrians import DEFAULT, Difficulty, write_pedestrians
+from dmic.landsat_picture import retrieval_picture
 from dmic.models import embed
-from dmic.run import build_dataset, load_run
+from dmic.run import build_dataset, build_network, load_run
 
 TINY = (
     "data.height=32",
@@ -462,12 +463,22 @@ class TestDemo:
             assert min(picture.size) > 400
             assert len(picture.convert("RGB").getcolors(maxcolors=10**7)) > 100, "it must not be blank"
 
-    def test_a_demo_that_is_resumed_has_its_picture_too(self, demo, run, tmp_path):
+    def test_a_demo_that_is_resumed_has_its_picture_too(self, demo, run, tmp_path, monkeypatch):
+        """Of the network that training started from, and of the trained one."""
+        seen = []
+
+        def draw(test, features, rank1):
+            seen.append((test.unlabeled, *features))
+            return retrieval_picture(test, features, rank1)
+
+        monkeypatch.setattr("dmic.commands.train.retrieval_picture", draw)
         shutil.copytree(demo, tmp_path / "demo", ignore=shutil.ignore_patterns("retrieval.png", "weights.safetensors"))
         code, printed, _ = run("train", "--resume", "--out", tmp_path / "demo", "--device", "cpu")
         assert (code, "infrared queries and the visible places" in printed) == (0, True)
-        drawn = [Image.open(folder / "retrieval.png") for folder in (demo, tmp_path / "demo")]
-        assert drawn[0].tobytes() == drawn[1].tobytes()
+        assert (tmp_path / "demo" / "retrieval.png").read_bytes() == (demo / "retrieval.png").read_bytes()
+        ((images, before, after),) = seen
+        assert torch.equal(before, embed(build_network(read_toml(demo / "config.toml"), 1), images, device="cpu"))
+        assert not torch.equal(before, after)
 
     def test_its_configuration_repeats_the_run_bit_for_bit(self, demo, run, tmp_path):
         assert run("train", demo / "config.toml", "--out", tmp_path / "again", "--device", "cpu")[0] == 0

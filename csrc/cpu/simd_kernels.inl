@@ -7,7 +7,7 @@ void dots(const float* x, const float* base, int64_t d, const int32_t* idx, int6
   constexpr int kRegisters = Simd::kDotRegisters, kDoubles = Simd::kDoubles;
   constexpr int kGroup = kRegisters * kDoubles;  // partial sums held in registers at a time
   const int64_t whole = d / kDotLanes * kDotLanes;
-  wide = on_cache_line(wide);  // or every load crosses one: half of the speed where rows are in the cache
+  wide = on_cache_line(wide);  // or every load crosses one: half as long again where rows are in the cache
   for (int64_t k = 0; k < d; ++k) wide[k] = x[k];
   for (int64_t t = 0; t < count; ++t) {
     const float* y = base + static_cast<int64_t>(idx[t]) * d;

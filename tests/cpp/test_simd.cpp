@@ -105,7 +105,7 @@ void dots_add_in_the_canonical_order() {
 void no_rows_have_no_dots() {
   for_each_level([](const SimdKernels& kernels) {
     const float x[3] = {1, 2, 3};
-    double wide[dmic::kDotLanes];
+    double wide[3 + dmic::kDotLanes];
     kernels.dots(x, x, 3, nullptr, 0, wide, nullptr);
   });
 }
